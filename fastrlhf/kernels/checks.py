@@ -1,0 +1,40 @@
+"""Checks of arguments that every operation makes, with messages that name the argument and what was expected."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless `tensor` has `shape`; `meaning` spells the shape, such as `[B, T]`."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {meaning} = {list(shape)}")
+
+
+def check_dims(name: str, tensor: torch.Tensor, dims: int, meaning: str) -> None:
+    """Raise ValueError unless `tensor` has `dims` dimensions; `meaning` spells the shape."""
+    if tensor.dim() != dims:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {meaning}")
+
+
+def check_dtype(name: str, tensor: torch.Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raise TypeError unless the dtype of `tensor` is one of `allowed`."""
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(map(str, allowed))}")
+
+
+def check_same_device(**tensors: torch.Tensor | None) -> None:
+    """Raise ValueError unless all the tensors given lie on one device."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            "all tensors must be on one device: " + ", ".join(f"{name} on {device}" for name, device in devices.items())
+        )
+
+
+def check_at_least(name: str, value: float, low: float, *, strict: bool = False) -> None:
+    """Raise ValueError unless `value` is at least `low` (above it if `strict`); NaN is refused."""
+    if not (value > low if strict else value >= low):
+        raise ValueError(f"{name} is {value}, expected {'more than' if strict else 'at least'} {low}")
