@@ -65,8 +65,8 @@ def draw_panel(axes, panel: Panel, rows: Rows, summary: Mapping[str, Any], theme
         title += f" (mean of {size} steps)" if size > 1 else ""
     else:
         _draw_lines(axes, panel, data, theme)
-        _draw_references(axes, panel, summary, theme)
     _dress(axes, panel, title, theme)
+    _draw_references(axes, panel, summary, theme)
 
 
 def _draw_lines(axes, panel: Panel, data: Data, theme: Theme) -> None:
@@ -114,10 +114,12 @@ def _draw_references(axes, panel: Panel, summary: Mapping[str, Any], theme: Them
             path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
         )
     if marks:
-        # Room for the label of a line at the very top, below the legend.
+        # Room for every line, and for the label of one at the very top, below the legend.
         low, high = axes.get_ylim()
-        highest = max(value for value, *_ in marks)
-        axes.set_ylim(low, max(high, highest + 0.12 * (high - low)))
+        values = [value for value, *_ in marks]
+        span = max(high, *values) - min(low, *values)
+        low = low if min(values) >= low else min(values) - 0.05 * span
+        axes.set_ylim(low, max(high, max(values) + 0.12 * span))
 
 
 def _draw_bars(axes, panel: Panel, data: Data, theme: Theme) -> int:
@@ -152,7 +154,12 @@ def _dress(axes, panel: Panel, title: str, theme: Theme) -> None:
     axes.grid(axis="y", color=theme.grid, linewidth=1)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
+    if axes.dataLim.width < 1:
+        # A single step, whose bar would fill the whole width.
+        step = (axes.dataLim.x0 + axes.dataLim.x1) / 2
+        axes.set_xlim(step - 3, step + 3)
+        axes.set_xticks([step])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     if panel.from_zero and axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0.0)

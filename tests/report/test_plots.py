@@ -90,9 +90,20 @@ def test_one_of_two_losses_is_drawn_alone(tmp_path):
     assert list(files) == ["losses", "overview"]
 
 
-def test_a_single_step_is_a_visible_dot(rows):
-    (line,) = drawn("kl", rows[:1]).get_lines()
-    assert line.get_marker() == "o"
+def test_a_single_step_is_a_visible_dot_or_a_bar_among_space(rows, summary):
+    axes = drawn("kl", rows[:1], summary)
+    assert axes.get_lines()[0].get_marker() == "o"
+    assert axes.get_ylim()[1] > 8.5
+    axes = drawn("time", rows[:1])
+    assert axes.containers[0][0].get_width() < 0.3 * np.ptp(axes.get_xlim())
+    assert list(axes.get_xticks()) == [1]
+
+
+def test_reference_lines_below_and_above_the_curve_are_in_the_picture():
+    rows = [{"step": step, "objective/scores": 0.5 + step / 100} for step in range(9)]
+    low, high = drawn("reward", rows, {"before": {"reward": -3.0}, "after": {"reward": 2.0}}).get_ylim()
+    assert low < -3.0
+    assert high > 2.2
 
 
 def test_the_running_mean_lies_over_the_faint_line_of_every_step(rows):
