@@ -1,0 +1,102 @@
+"""Prompts as tensors: tokenising, collating, padding on the left, and what is wrong with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+COLUMNS = ("input_ids", "attention_mask")
+
+
+def ensure_pad_token(tokenizer: Any, vocab_size: int) -> int:
+    """The id of a pad token that is not an end token, chosen with a notice where the tokenizer has none.
+
+    A pad token equal to the end token makes every mask derived from it drop the token that ends a response.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; its pad token is set.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        ValueError: no token can serve: the tokenizer has no spare special token, and the embedding no spare row.
+    """
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is not None and pad != eos:
+        return pad
+    problem = "has no pad token" if pad is None else f"pads with its end token {tokenizer.eos_token!r}"
+    in_use = {eos, tokenizer.bos_token_id}
+    specials = [token for token in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(token) not in in_use]
+    if specials:
+        tokenizer.pad_token = specials[-1]
+    elif len(tokenizer) < vocab_size:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    else:
+        raise ValueError(
+            f"the tokenizer {problem}, and has no spare special token; add one and give the model a row for it: "
+            "tokenizer.add_special_tokens({'pad_token': '<|pad|>'}); model.resize_token_embeddings(len(tokenizer))"
+        )
+    warnings.warn(f"the tokenizer {problem}; padding with {tokenizer.pad_token!r} instead", UserWarning, stacklevel=3)
+    return tokenizer.pad_token_id
+
+
+def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") -> Any:
+    """`dataset` with an `input_ids` column: as it is if it has one, else tokenised from its `prompt` column.
+
+    Raises:
+        ValueError: neither column is there; the message lists those that are.
+    """
+    if dataset is None or not hasattr(dataset, "column_names") or dataset.column_names is None:
+        return dataset
+    if "input_ids" in dataset.column_names:
+        return dataset
+    if "prompt" not in dataset.column_names:
+        raise ValueError(
+            f"{name} has columns {dataset.column_names}, expected `input_ids` (tokens) or `prompt` (text)"
+        )
+    return dataset.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, desc=f"Tokenizing {name}")
+
+
+def check_prompts(dataset: Iterable[dict], limit: int | None, response_length: int, name: str = "train_dataset") -> None:
+    """Raise ValueError at the first row that is empty or leaves no room for a response in `limit` tokens of context."""
+    rows = dataset["input_ids"] if getattr(dataset, "column_names", None) else (row["input_ids"] for row in dataset)
+    for row, tokens in enumerate(rows):
+        if len(tokens) == 0:
+            raise ValueError(f"row {row} of {name} has no token: remove empty prompts")
+        if limit is not None and len(tokens) + response_length > limit:
+            raise ValueError(
+                f"row {row} of {name} has {len(tokens)} tokens, which with response_length={response_length} exceeds "
+                f"the model's context of {limit}: shorten the prompt to {limit - response_length} tokens at most"
+            )
+
+
+class PromptCollator:
+    """Pads the tokens of a batch and leaves its other columns out (a text column cannot become a tensor)."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        kept = [{name: row[name] for name in COLUMNS if name in row} for row in rows]
+        return self.tokenizer.pad(kept, padding=True, padding_side="left", return_tensors="pt")
+
+
+def left_pad(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same prompts with all padding on the left, and no column that is padding in every row.
+
+    Args:
+        input_ids, attention_mask: `[B, P]`, padded on any side.
+
+    Returns:
+        input_ids `[B, P']` and attention_mask `[B, P']` (bool), P' the longest prompt.
+    """
+    mask = attention_mask.bool()
+    order = mask.long().argsort(dim=1, stable=True)  # padding first, the tokens after it in their order
+    mask = mask.gather(1, order)
+    input_ids = input_ids.gather(1, order).masked_fill(~mask, pad_token_id)
+    longest = max(1, int(mask.sum(dim=1).max()))
+    return input_ids[:, -longest:], mask[:, -longest:]

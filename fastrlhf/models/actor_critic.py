@@ -1,0 +1,118 @@
+"""Policy and critic as one module: log-probabilities, entropy and values of responses from one or two backbones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastrlhf.kernels import linear_logprob
+from fastrlhf.models.backbone import backbone, base_model, final_hidden_states, packed_hidden_states
+from fastrlhf.models.heads import ValueHead, language_model_head
+
+
+class Responses(NamedTuple):
+    """Prompts with responses, as models read them.
+
+    input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool); prompt_length
+    P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    prompt_length: int
+    mask: torch.Tensor
+
+    def response_states(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, R, D]`: the hidden state in which each response token was chosen, one position before it."""
+        return hidden_states[:, self.prompt_length - 1 : -1]
+
+    def targets(self) -> torch.Tensor:
+        """`[B, R]`: the response tokens."""
+        return self.input_ids[:, self.prompt_length :]
+
+
+class ActorCriticOutput(NamedTuple):
+    """Log-probabilities and entropy (zero where `mask` is false) and values, `[B, R]`, float32."""
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor | None
+
+
+def response_logprobs(
+    model: nn.Module, hidden_states: torch.Tensor, responses: Responses, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropy `[B, R]` of the response tokens that count, from the model's hidden states."""
+    head = language_model_head(model)
+    mask = responses.mask
+    states = responses.response_states(hidden_states)[mask]
+    logprobs, entropy = linear_logprob(
+        states.to(head.weight.dtype),
+        head.weight,
+        responses.targets()[mask],
+        bias=head.bias,
+        temperature=temperature,
+        softcap=head.softcap,
+    )
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+
+
+class ActorCritic(nn.Module):
+    """The policy and its critic.
+
+    Args:
+        policy: a Hugging Face causal language model, or a PEFT model around one.
+        value_model: a `ValueHead` on the policy's hidden states (one base, two roles), or a Hugging Face model with a
+            `score` head (`AutoModelForSequenceClassification`) with a backbone of its own.
+        detach_value: keep the value loss from reaching the policy's weights through a shared base.
+        packing: compute hidden states on real tokens only.
+    """
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module, *, detach_value: bool = True, packing: bool = False):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.detach_value = detach_value
+        self.hidden_states = packed_hidden_states if packing else final_hidden_states
+        if not self.shares_base:
+            backbone(value_model)
+            if not hasattr(value_model, "score"):
+                raise ValueError(
+                    f"value_model is a {type(value_model).__name__} without a `score` head; pass an "
+                    "AutoModelForSequenceClassification with num_labels=1, or None for a head on the policy's base"
+                )
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the critic reads the policy's hidden states."""
+        return isinstance(self.value_model, ValueHead)
+
+    @property
+    def config(self):
+        """The policy's configuration, where callbacks look for it."""
+        return base_model(self.policy).config
+
+    def forward(self, responses: Responses, temperature: float) -> ActorCriticOutput:
+        hidden = self.hidden_states(self.policy, responses.input_ids, responses.attention_mask)
+        logprobs, entropy = response_logprobs(self.policy, hidden, responses, temperature)
+        return ActorCriticOutput(logprobs, entropy, self._values(responses, hidden))
+
+    def _values(self, responses: Responses, policy_hidden: torch.Tensor) -> torch.Tensor:
+        if self.shares_base:
+            states = responses.response_states(policy_hidden)
+            return self.value_model(states.detach() if self.detach_value else states)
+        hidden = self.hidden_states(self.value_model, responses.input_ids, responses.attention_mask)
+        return self.value_model.score(responses.response_states(hidden)).squeeze(-1).float()
+
+
+def reference_logprobs(
+    model: nn.Module, responses: Responses, temperature: float, *, packing: bool = False
+) -> torch.Tensor:
+    """Log-probabilities `[B, R]` of the response tokens under a frozen model."""
+    hidden = (packed_hidden_states if packing else final_hidden_states)(
+        model, responses.input_ids, responses.attention_mask
+    )
+    return response_logprobs(model, hidden, responses, temperature)[0]

@@ -1,0 +1,113 @@
+"""The parts of a Hugging Face model, whatever wraps it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether `model` is a PEFT model (peft is imported only if something already imported it)."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model (with its adapters in place), or `model` itself."""
+    return model.get_base_model() if is_peft(model) else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The part of a Hugging Face model that maps tokens to hidden states: all but the head.
+
+    Raises:
+        ValueError: the model does not say which part that is (no `base_model_prefix`).
+    """
+    model = base_model(model)
+    prefix = getattr(model, "base_model_prefix", "")
+    if not prefix or not hasattr(model, prefix):
+        raise ValueError(
+            f"{type(model).__name__} has no backbone under base_model_prefix={prefix!r}; expected a Hugging Face "
+            "AutoModelForCausalLM or AutoModelForSequenceClassification, or a PEFT model around one"
+        )
+    return getattr(model, prefix)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the hidden states."""
+    return base_model(model).config.get_text_config().hidden_size
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Longest sequence that the model takes, in tokens; None where its configuration does not say."""
+    config = base_model(model).config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """`[B, T]`: the count of real tokens before each one, so that padding does not shift positions."""
+    mask = attention_mask.long()
+    return mask.cumsum(dim=1) - mask
+
+
+def final_hidden_states(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Hidden states `[B, T, D]` after the final norm.
+
+    Args:
+        input_ids: `[B, T]`, int64; what stands at padding does not matter.
+        attention_mask: `[B, T]`, bool: the real tokens, with padding on either side.
+    """
+    return backbone(model)(
+        input_ids=input_ids.masked_fill(~attention_mask, 0),
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def packed_hidden_states(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """As `final_hidden_states`, but computed on one row `[1, total]` that holds the real tokens only.
+
+    Positions that start again at zero tell transformers where one sequence ends (its packed attention masks). What
+    stands at padding in the result is zero.
+    """
+    hidden = backbone(model)(
+        input_ids=input_ids[attention_mask][None],
+        position_ids=position_ids(attention_mask)[attention_mask][None],
+        use_cache=False,
+    ).last_hidden_state
+    padded = hidden.new_zeros(*attention_mask.shape, hidden.shape[-1])
+    return padded.masked_scatter(attention_mask[..., None], hidden[0])
+
+
+@contextmanager
+def reference_mode(model: nn.Module, ref_adapter: str | None = None, policy_adapter: str | None = None):
+    """Run a PEFT model as its own reference: adapters off, or `ref_adapter` in place of the policy's."""
+    if ref_adapter is None:
+        with model.disable_adapter():
+            yield model
+        return
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.set_adapter(ref_adapter)
+    try:
+        yield model
+    finally:
+        model.set_adapter(policy_adapter or "default")
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to zero: policy and reference must differ by their weights alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for module in model.modules():
+        config = getattr(module, "attention_dropout", None)
+        if isinstance(config, float):
+            module.attention_dropout = 0.0

@@ -1,0 +1,83 @@
+"""Heads on hidden states: the language model's own, and the scalar ones that PPO adds."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastrlhf.models.backbone import backbone, base_model
+
+
+class ValueHead(nn.Module):
+    """`V(s)` from the hidden state of the last token of `s`: a linear map that starts at zero.
+
+    Starting at zero, the first advantages are the rewards themselves instead of the noise of an untrained critic.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.score = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., D]` to `[...]`, float32."""
+        return self.score(hidden_states.to(self.score.weight.dtype)).squeeze(-1).float()
+
+
+class RewardHead(nn.Linear):
+    """Scalar reward from a hidden state, initialised with standard deviation 1/√(d+1).
+
+    Source: Stiennon et al., "Learning to summarize from human feedback" (2020), appendix.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1, bias=False)
+        nn.init.normal_(self.weight, std=1 / sqrt(hidden_size + 1))
+
+
+class LanguageModelHead(NamedTuple):
+    """The map from hidden states to logits: `softcap tanh((h weight^T + bias) / softcap)`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    softcap: float | None
+
+
+def language_model_head(model: nn.Module) -> LanguageModelHead:
+    """The head of a Hugging Face causal language model (or of a PEFT model around one).
+
+    Raises:
+        ValueError: the head is not one linear map (an adapter sits on it, or the model scales its logits), so that
+            log-probabilities cannot be computed from hidden states without whole logits.
+    """
+    model = base_model(model)
+    output = model.get_output_embeddings()
+    if type(output) is not nn.Linear:
+        raise ValueError(
+            f"the output head of {type(model).__name__} is a {type(output).__name__}, expected torch.nn.Linear; "
+            "leave it out of target_modules and modules_to_save"
+        )
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return LanguageModelHead(output.weight, output.bias, softcap)
+
+
+@torch.no_grad()
+def check_language_model_head(model: nn.Module) -> None:
+    """Raise ValueError unless backbone and head together give the model's own logits, tried on two tokens."""
+    head = language_model_head(model)
+    model = base_model(model)
+    tokens = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
+    expected = model(input_ids=tokens).logits
+    hidden = backbone(model)(input_ids=tokens).last_hidden_state
+    actual = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    if head.softcap is not None:
+        actual = head.softcap * torch.tanh(actual / head.softcap)
+    if not torch.allclose(actual.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ValueError(
+            f"{type(model).__name__} does more to its logits than one linear map (a scale, perhaps), which is not "
+            "supported: log-probabilities are computed from hidden states, without whole logits"
+        )
