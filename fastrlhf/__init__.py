@@ -1,5 +1,22 @@
 """FastRLHF: train language models from feedback, several times faster and in a fraction of the memory."""
 
+from __future__ import annotations
+
+import importlib
+
 from fastrlhf.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__"]
+
+_HOMES = {"PPOConfig": "fastrlhf.ppo", "PPOTrainer": "fastrlhf.ppo"}
+
+
+def __getattr__(name: str):
+    """Import the public names when they are used: `fastrlhf --help` must not wait seconds for torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fastrlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,7 +24,14 @@ class PromptOrder:
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, *, first_batch: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        *,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         if size == 0:
             raise ValueError("train_dataset is empty: there is no prompt to learn from")

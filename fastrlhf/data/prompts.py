@@ -28,7 +28,11 @@ def ensure_pad_token(tokenizer: Any, vocab_size: int) -> int:
         return pad
     problem = "has no pad token" if pad is None else f"pads with its end token {tokenizer.eos_token!r}"
     in_use = {eos, tokenizer.bos_token_id}
-    specials = [token for token in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(token) not in in_use]
+    specials = [
+        token
+        for token in tokenizer.all_special_tokens
+        if tokenizer.convert_tokens_to_ids(token) not in in_use
+    ]
     if specials:
         tokenizer.pad_token = specials[-1]
     elif len(tokenizer) < vocab_size:
@@ -38,7 +42,9 @@ def ensure_pad_token(tokenizer: Any, vocab_size: int) -> int:
             f"the tokenizer {problem}, and has no spare special token; add one and give the model a row for it: "
             "tokenizer.add_special_tokens({'pad_token': '<|pad|>'}); model.resize_token_embeddings(len(tokenizer))"
         )
-    warnings.warn(f"the tokenizer {problem}; padding with {tokenizer.pad_token!r} instead", UserWarning, stacklevel=3)
+    warnings.warn(
+        f"the tokenizer {problem}; padding with {tokenizer.pad_token!r} instead", UserWarning, stacklevel=3
+    )
     return tokenizer.pad_token_id
 
 
@@ -56,12 +62,20 @@ def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") 
         raise ValueError(
             f"{name} has columns {dataset.column_names}, expected `input_ids` (tokens) or `prompt` (text)"
         )
-    return dataset.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, desc=f"Tokenizing {name}")
+    return dataset.map(
+        lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, desc=f"Tokenizing {name}"
+    )
 
 
-def check_prompts(dataset: Iterable[dict], limit: int | None, response_length: int, name: str = "train_dataset") -> None:
+def check_prompts(
+    dataset: Iterable[dict], limit: int | None, response_length: int, name: str = "train_dataset"
+) -> None:
     """Raise ValueError at the first row that is empty or leaves no room for a response in `limit` tokens of context."""
-    rows = dataset["input_ids"] if getattr(dataset, "column_names", None) else (row["input_ids"] for row in dataset)
+    rows = (
+        dataset["input_ids"]
+        if getattr(dataset, "column_names", None)
+        else (row["input_ids"] for row in dataset)
+    )
     for row, tokens in enumerate(rows):
         if len(tokens) == 0:
             raise ValueError(f"row {row} of {name} has no token: remove empty prompts")

@@ -77,7 +77,13 @@ def generate(
             logits_to_keep=1,
         ).logits[:, -1]
         chosen = sample(
-            logits, first_row_id + alive, seed=seed, step=step, temperature=temperature, top_k=top_k, top_p=top_p
+            logits,
+            first_row_id + alive,
+            seed=seed,
+            step=step,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
         )
         if chosen.logprobs.isnan().any():
             row = int(alive[chosen.logprobs.isnan()][0])
@@ -98,7 +104,9 @@ def generate(
 
 def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int) -> None:
     if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {list(input_ids.shape)}, expected [B, P] with at least one token")
+        raise ValueError(
+            f"input_ids has shape {list(input_ids.shape)}, expected [B, P] with at least one token"
+        )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has shape {list(attention_mask.shape)}, expected that of input_ids, {list(input_ids.shape)}"

@@ -30,7 +30,8 @@ def check_same_device(**tensors: torch.Tensor | None) -> None:
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         raise ValueError(
-            "all tensors must be on one device: " + ", ".join(f"{name} on {device}" for name, device in devices.items())
+            "all tensors must be on one device: "
+            + ", ".join(f"{name} on {device}" for name, device in devices.items())
         )
 
 

@@ -69,7 +69,9 @@ def choose(operation: str, *tensors: torch.Tensor) -> Callable[..., Any]:
         if reason is None:
             return getattr(_module(operation, backend), operation)
         if backend == forced:
-            _say_once(f"{operation}: the {backend} implementation cannot serve ({reason}); using the next one")
+            _say_once(
+                f"{operation}: the {backend} implementation cannot serve ({reason}); using the next one"
+            )
     raise RuntimeError(f"{operation}: no implementation serves {[_describe(t) for t in tensors]}")
 
 

@@ -73,7 +73,9 @@ def linear_logprob(
     if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= weight.shape[0]:
-            raise IndexError(f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)")
+            raise IndexError(
+                f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
+            )
     return LinearLogprob(*_linear_logprob(hidden_states, weight, targets, bias, float(temperature), softcap))
 
 

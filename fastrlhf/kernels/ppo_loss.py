@@ -234,7 +234,13 @@ def _(logprobs, old_logprobs, advantages, mask, values, old_values, returns, val
         return logprobs.new_empty(tuple(logprobs.shape) if tensor is not None else (0,))
 
     loss = logprobs.new_empty((), dtype=torch.promote_types(logprobs.dtype, torch.float32))
-    return loss, logprobs.new_empty(len(Stat), dtype=torch.float64), like(logprobs), like(values), like(entropy)
+    return (
+        loss,
+        logprobs.new_empty(len(Stat), dtype=torch.float64),
+        like(logprobs),
+        like(values),
+        like(entropy),
+    )
 
 
 def _setup_context(ctx, inputs, output):

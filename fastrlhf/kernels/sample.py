@@ -7,7 +7,14 @@ from typing import NamedTuple
 import torch
 
 from fastrlhf.kernels import dispatch
-from fastrlhf.kernels.checks import FLOATS, check_at_least, check_dims, check_dtype, check_same_device, check_shape
+from fastrlhf.kernels.checks import (
+    FLOATS,
+    check_at_least,
+    check_dims,
+    check_dtype,
+    check_same_device,
+    check_shape,
+)
 
 
 class Sample(NamedTuple):
@@ -64,7 +71,13 @@ def sample(
 
 @torch.library.custom_op("fastrlhf::sample", mutates_args=())
 def _sample(
-    logits: torch.Tensor, row_ids: torch.Tensor, seed: int, step: int, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor,
+    row_ids: torch.Tensor,
+    seed: int,
+    step: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return dispatch.call("sample", logits, row_ids, seed, step, temperature, top_k, top_p)
 

@@ -71,7 +71,9 @@ class ActorCritic(nn.Module):
         packing: compute hidden states on real tokens only.
     """
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module, *, detach_value: bool = True, packing: bool = False):
+    def __init__(
+        self, policy: nn.Module, value_model: nn.Module, *, detach_value: bool = True, packing: bool = False
+    ):
         super().__init__()
         self.policy = policy
         self.value_model = value_model

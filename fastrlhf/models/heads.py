@@ -76,7 +76,9 @@ def check_language_model_head(model: nn.Module) -> None:
     actual = torch.nn.functional.linear(hidden, head.weight, head.bias)
     if head.softcap is not None:
         actual = head.softcap * torch.tanh(actual / head.softcap)
-    if not torch.allclose(actual.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+    if not torch.allclose(
+        actual.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())
+    ):
         raise ValueError(
             f"{type(model).__name__} does more to its logits than one linear map (a scale, perhaps), which is not "
             "supported: log-probabilities are computed from hidden states, without whole logits"

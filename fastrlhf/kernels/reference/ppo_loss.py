@@ -66,7 +66,9 @@ def ppo_loss(
     value_loss, value_is_clipped, grad_values = zero.expand_as(x), torch.zeros_like(mask), x.new_zeros(0)
     if values is not None:
         value, old_value, target = values.to(dtype), old_values.to(dtype), returns.to(dtype)
-        clipped_value = torch.minimum(torch.maximum(value, old_value - cliprange_value), old_value + cliprange_value)
+        clipped_value = torch.minimum(
+            torch.maximum(value, old_value - cliprange_value), old_value + cliprange_value
+        )
         square, clipped_square = (value - target).square(), (clipped_value - target).square()
         value_is_clipped = clipped_square > square
         value_loss = 0.5 * torch.maximum(square, clipped_square)

@@ -34,7 +34,9 @@ def truncate(log_p: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     if top_p < 1:
         p, order = torch.softmax(log_p, dim=-1).sort(dim=-1, descending=True, stable=True)
         reached_before = p.cumsum(dim=-1) - p >= top_p
-        log_p = log_p.masked_fill(torch.zeros_like(log_p, dtype=torch.bool).scatter(1, order, reached_before), -torch.inf)
+        log_p = log_p.masked_fill(
+            torch.zeros_like(log_p, dtype=torch.bool).scatter(1, order, reached_before), -torch.inf
+        )
     return log_p
 
 

@@ -1,0 +1,131 @@
+"""The PPO loop. It reads like the algorithm; what a line means is in the function that it calls."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrlhf.kernels import ppo_loss
+from fastrlhf.models.actor_critic import reference_logprobs
+from fastrlhf.ppo.experience import Experience, make_experience
+from fastrlhf.ppo.rollout import Rollout
+from fastrlhf.ppo.stats import UpdateStats
+
+if TYPE_CHECKING:
+    from fastrlhf.ppo.trainer import PPOTrainer
+
+
+def run(trainer: PPOTrainer) -> None:
+    """Train until the last step, or until a callback or a signal ends the run."""
+    for prompts in trainer.prompt_batches():
+        clock = Clock(trainer)
+        trainer.begin_step()
+
+        with clock.phase("rollout"):
+            rollout = trainer.rollout(prompts)
+        with clock.phase("reward"):
+            scores = trainer.score(rollout)
+        with clock.phase("evaluate"):
+            experience = evaluate(trainer, rollout, scores)
+        with clock.phase("update"):
+            stats = UpdateStats(padded=trainer.args.padded_averages)
+            for epoch in range(trainer.args.num_ppo_epochs):
+                for rows in trainer.minibatches(epoch):
+                    update(trainer, experience, rows, stats)
+
+        if trainer.end_step(experience, stats, clock.seconds):
+            break
+
+
+@torch.no_grad()
+def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Experience:
+    """Log-probabilities and values of the rollout under policy, reference and critic; rewards and advantages."""
+    args, rows = trainer.args, len(rollout.lengths)
+    shape, device = rollout.response_ids.shape, rollout.response_ids.device
+    logprobs, ref_logprobs, values = (torch.zeros(shape, device=device) for _ in range(3))
+    for start in range(0, rows, args.local_rollout_forward_batch_size):
+        some = slice(start, start + args.local_rollout_forward_batch_size)
+        responses = rollout.responses(some)
+        width = responses.mask.shape[1]
+        with trainer.autocast():
+            output = trainer.model(responses, args.temperature)
+            with trainer.reference() as reference:
+                ref = reference_logprobs(reference, responses, args.temperature, packing=args.packing)
+        logprobs[some, :width], ref_logprobs[some, :width] = output.logprobs, ref
+        values[some, :width] = output.values
+    return make_experience(
+        rollout,
+        scores,
+        logprobs,
+        ref_logprobs,
+        values,
+        kl_coef=trainer.kl_controller.kl_coef,
+        kl_estimator=args.kl_estimator,
+        reward_position=args.reward_position,
+        whiten_rewards=args.whiten_rewards,
+        gamma=args.gamma,
+        lam=args.lam,
+        correction_cap=args.rollout_correction_cap,
+    )
+
+
+def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats) -> None:
+    """One optimizer update on the minibatch `rows`, its gradient added up over micro-batches."""
+    args, rollout = trainer.args, experience.rollout
+    mask, state_mask = rollout.mask, rollout.state_mask
+    denominator, value_denominator = mask[rows].sum(), state_mask[rows].sum()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    for some in rows.split(args.per_device_train_batch_size):
+        responses = rollout.responses(some, everywhere=args.padded_averages)
+        columns = slice(responses.mask.shape[1])
+        with trainer.autocast():
+            output = trainer.model(responses, args.temperature)
+        loss = ppo_loss(
+            output.logprobs,
+            experience.logprobs[some, columns],
+            experience.advantages[some, columns],
+            mask[some, columns],
+            values=output.values,
+            old_values=experience.values[some, columns],
+            returns=experience.returns[some, columns],
+            value_mask=state_mask[some, columns],
+            entropy=output.entropy,
+            weights=None if experience.weights is None else experience.weights[some, columns],
+            denominator=denominator,
+            value_denominator=value_denominator,
+            cliprange=args.cliprange,
+            cliprange_high=args.cliprange_high,
+            dual_clip=args.dual_clip,
+            log_ratio_clamp=args.log_ratio_clamp,
+            cliprange_value=args.cliprange_value,
+            vf_coef=args.vf_coef,
+            entropy_coef=args.entropy_coef,
+        )
+        loss.loss.backward()
+        stats.add(loss, output.entropy.detach(), experience.logprobs.shape[1] * len(some))
+    stats.end_minibatch(*trainer.optimizer_step(stats.minibatch_loss))
+
+
+class Clock:
+    """Seconds of each phase of one step, told to the trainer's listeners as they begin."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+        self.began = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        """Time a phase."""
+        self.trainer.enter_phase(name)
+        began = time.perf_counter()
+        yield
+        self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - began
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, and of the step so far."""
+        return {**self._phases, "step": time.perf_counter() - self.began}

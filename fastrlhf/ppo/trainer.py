@@ -1,0 +1,608 @@
+"""The drop-in trainer: TRL 1.12's `PPOTrainer`, built on `transformers.Trainer`'s callbacks, optimizers and logging."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from fastrlhf.data.order import PromptOrder
+from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
+from fastrlhf.generation.engine import generate
+from fastrlhf.models.actor_critic import ActorCritic
+from fastrlhf.models.backbone import (
+    base_model,
+    context_length,
+    disable_dropout,
+    hidden_size,
+    is_peft,
+    reference_mode,
+)
+from fastrlhf.models.heads import ValueHead, check_language_model_head
+from fastrlhf.ppo import loop, state
+from fastrlhf.ppo.batches import resolve_batch_sizes
+from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
+from fastrlhf.ppo.completions import Completions, show_completions
+from fastrlhf.ppo.config import PPOConfig
+from fastrlhf.ppo.experience import Experience
+from fastrlhf.ppo.interrupt import Interrupts
+from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
+from fastrlhf.ppo.rollout import Rollout, finish_responses
+from fastrlhf.ppo.stats import UpdateStats
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why, and which checkpoint holds its last good state."""
+
+
+@dataclass
+class OnlineTrainerState(TrainerState):
+    """`TrainerState` with the number of prompts seen so far."""
+
+    episode: int = 0
+
+
+class PPOTrainer(Trainer):
+    """Train a language model by proximal policy optimisation.
+
+    Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so that
+    a script written for it runs when its import line changes; `docs/differences.md` lists where the two differ.
+
+    Args:
+        args: a `PPOConfig`.
+        processing_class: the tokenizer.
+        model: the policy, an `AutoModelForCausalLM` or a PEFT model around one.
+        ref_model: the reference. None: the policy with its adapter off (PEFT), or a frozen copy of it.
+        reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str]) ->
+            list[float]`, or a list of these, weighted by `args.reward_weights`.
+        train_dataset: rows with `input_ids` (tokens) or `prompt` (text).
+        value_model: the critic, an `AutoModelForSequenceClassification`. None: a value head on the policy's base.
+        data_collator: makes `input_ids` (and `attention_mask`) of a list of rows; pads on the left by default.
+        eval_dataset: prompts for `generate_completions`.
+        optimizers: optimizer and scheduler in place of those that `args` describe.
+        callbacks: `transformers.TrainerCallback`s.
+        peft_config: adapts the policy; then `model` must not be a PEFT model yet.
+
+    Raises:
+        ValueError, TypeError: an argument that cannot be meant; the message names it and the mend.
+    """
+
+    _tag_names = ("fastrlhf", "ppo")
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        processing_class: Any,
+        model: nn.Module,
+        ref_model: nn.Module | None,
+        reward_model: nn.Module | RewardFunction | Sequence[nn.Module | RewardFunction],
+        train_dataset: Any,
+        value_model: nn.Module | None,
+        data_collator: Callable[[list[dict]], dict[str, torch.Tensor]] | None = None,
+        eval_dataset: Any = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+    ):
+        if train_dataset is None:
+            raise ValueError("train_dataset is None: PPO needs prompts")
+        if ref_model is model:
+            raise ValueError("ref_model is the same object as model: pass a copy of it, or None")
+        model = _with_adapter(model, peft_config)
+        pad_token_id = ensure_pad_token(
+            processing_class, base_model(model).config.get_text_config().vocab_size
+        )
+        check_language_model_head(model)
+        _check_vocabulary(model, ref_model)
+        if args.bf16 and args.device.type == "cpu":
+            warnings.warn(
+                "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
+            )
+            args.bf16 = False
+
+        train_dataset = tokenize_prompts(train_dataset, processing_class)
+        eval_dataset = tokenize_prompts(eval_dataset, processing_class, "eval_dataset")
+        check_prompts(train_dataset, context_length(model), args.response_length)
+        resolve_batch_sizes(args, len(train_dataset))
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or PromptCollator(processing_class),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.pad_token_id = pad_token_id
+        self.stop_token_ids = _stop_tokens(args, processing_class)
+        self.policy_model = model
+        self.ref_model = ref_model
+        if ref_model is None and not is_peft(model):
+            self.ref_model = copy.deepcopy(model)
+        self.reward_model = reward_model
+        self.scorer = Scorer(reward_model, args.reward_weights, processing_class)
+        value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
+        self.value_model = value_model
+        self.model = ActorCritic(model, value_model, detach_value=args.detach_value, packing=args.packing)
+        self.model_wrapped = self.model
+        self._place_models()
+        self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
+        self.callback_handler.model = self.model
+        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
+            self.optimizer,
+            self.lr_scheduler,
+        )
+        self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+        self.state = self._fresh_state()
+        self.skipped_updates = self._skipped_in_a_row = 0
+        self.interrupts = Interrupts()
+        self.phase_listeners: list[Callable[[str], None]] = []
+        self.random_states = state.random_states()
+        self._save_failed = False
+
+    def _place_models(self) -> None:
+        """Frozen models in evaluation mode, all without dropout, all on the device."""
+        frozen = [*self.scorer.models, *([] if self.ref_model is None else [self.ref_model])]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+        for module in (self.model, *frozen):
+            disable_dropout(module)
+            module.to(self.args.device)
+        if self.args.gradient_checkpointing:
+            kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            for module in (self.policy_model, self.value_model):
+                if hasattr(module, "gradient_checkpointing_enable"):
+                    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def _fresh_state(self) -> OnlineTrainerState:
+        callbacks = [*self.callback_handler.callbacks, self.control]
+        return OnlineTrainerState(
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+            stateful_callbacks=[callback for callback in callbacks if isinstance(callback, ExportableState)],
+        )
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of prompts without end, in the order that the seed decides."""
+        order = PromptOrder(len(self.train_dataset), self.args.batch_size, self.data_seed)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader | None:
+        """Batches of `eval_dataset` in its order; None without one. A dict of datasets is read one after the other."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            dataset = torch.utils.data.ConcatDataset(list(dataset.values()))
+        return DataLoader(
+            dataset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator
+        )
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order of prompts: the same on every rank."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def sampling_seed(self) -> int:
+        """Seed of the generator: of its own on every rank."""
+        return self.args.seed + 100_003 * self.args.process_index
+
+    def prompt_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of the steps that are still to do, skipping those that a resumed run has done."""
+        loader, done = self.get_train_dataloader(), self.state.global_step
+        sampler = getattr(loader, "batch_sampler", None)
+        if isinstance(sampler, PromptOrder):
+            sampler.first_batch = done
+            stream = iter(loader)
+        else:
+            stream = islice(_repeat(loader), done, None)
+        return islice(stream, max(0, self.args.num_total_batches - done))
+
+    def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:
+        """Rows of each minibatch of one epoch over a batch: in order in the first, shuffled in the others.
+
+        (A batch's prompts are in random order already. In order, the first minibatch's forward is the one that gave the
+        old log-probabilities, to the bit, where the two are cut into the same parts.)
+        """
+        rows = torch.arange(self.args.local_batch_size)
+        if epoch > 0:
+            seed = (self.sampling_seed * 1_000_003 + self.state.global_step) * 1_009 + epoch
+            rows = torch.randperm(
+                self.args.local_batch_size, generator=torch.Generator().manual_seed(seed % 2**63)
+            )
+        yield from rows.to(self.args.device).split(self.args.local_mini_batch_size)
+
+    # A step's phases
+
+    def generate_responses(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Responses `[B, R]`, int64, R at most `args.response_length`; override it to put in rollouts of your own.
+
+        Args:
+            input_ids: prompts `[B, P]`, padded on the left; attention_mask like it (bool).
+
+        Returns:
+            Tokens. What follows a row's first stop token or pad token is ignored.
+        """
+        return self._generate(input_ids, attention_mask, self.sampling_seed, self.args.temperature)
+
+    def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seed: int, temperature: float):
+        """Tokens `[B, R]`; the generator's log-probabilities are kept in `_sampled_logprobs`."""
+        self._sampled_logprobs = None
+        parts = []
+        for start in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
+            rows = slice(start, start + self.args.local_rollout_forward_batch_size)
+            with self.autocast(), _generating(self.policy_model):
+                parts.append(
+                    generate(
+                        self.policy_model,
+                        input_ids[rows],
+                        attention_mask[rows],
+                        max_new_tokens=self.args.response_length,
+                        pad_token_id=self.pad_token_id,
+                        stop_token_ids=self.stop_token_ids,
+                        temperature=temperature,
+                        seed=seed,
+                        first_row_id=self.state.episode + start,
+                    )
+                )
+        width = max(part.tokens.shape[1] for part in parts)
+        self._sampled_logprobs = torch.cat([_widen(part.logprobs, width, 0.0) for part in parts])
+        return torch.cat([_widen(part.tokens, width, self.pad_token_id) for part in parts])
+
+    @torch.no_grad()
+    def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:
+        """Responses to a batch of prompts, cut at their stop tokens."""
+        input_ids = prompts["input_ids"].to(self.args.device)
+        mask = prompts.get("attention_mask")
+        mask = input_ids != self.pad_token_id if mask is None else mask.to(self.args.device)
+        prompt_ids, prompt_mask = left_pad(input_ids, mask, self.pad_token_id)
+        self._sampled_logprobs = None
+        tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
+        self._check_responses(tokens, len(prompt_ids))
+        response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
+        return Rollout(prompt_ids, prompt_mask, response_ids, lengths, self._sampled_logprobs)
+
+    def _check_responses(self, tokens: torch.Tensor, rows: int) -> None:
+        longest = self.args.response_length
+        if tokens.dim() != 2 or tokens.shape[0] != rows or not 1 <= tokens.shape[1] <= longest:
+            raise ValueError(
+                f"generate_responses gave shape {list(tokens.shape)}, expected [{rows}, R] with 1 <= R <= "
+                f"response_length={longest}"
+            )
+
+    def score(self, rollout: Rollout) -> torch.Tensor:
+        """`[B]`: the reward of each response, less the penalty for those without an end token."""
+        with self.autocast():
+            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size)
+        if self.args.missing_eos_penalty is not None:
+            scores = scores - self.args.missing_eos_penalty * ~rollout.contains(
+                self.processing_class.eos_token_id
+            )
+        return scores
+
+    @contextmanager
+    def reference(self):
+        """The reference policy, for the block."""
+        if self.ref_model is not None:
+            yield self.ref_model
+        else:
+            with reference_mode(
+                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
+            ) as model:
+                yield model
+
+    def autocast(self):
+        """bfloat16 on a GPU where `args.bf16` says so."""
+        if not self.args.bf16:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, torch.bfloat16)
+
+    def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
+        """Clip and step, unless the loss or the gradient is not finite. Returns the gradient's norm and if it was skipped.
+
+        Raises:
+            TrainingStopped: `args.max_skipped_updates` in a row were not finite; a checkpoint holds the last good state.
+        """
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        limit = self.args.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf).item()
+        if math.isfinite(norm) and math.isfinite(loss.item()):
+            self.optimizer.step()
+            self._skipped_in_a_row = 0
+            return norm, False
+        self.skipped_updates += 1
+        self._skipped_in_a_row += 1
+        warnings.warn(
+            f"step {self.state.global_step + 1}: loss {loss.item()}, gradient norm {norm}: this update is skipped "
+            f"({self._skipped_in_a_row} in a row)",
+            stacklevel=2,
+        )
+        if self._skipped_in_a_row >= self.args.max_skipped_updates:
+            raise TrainingStopped(f"{self._skipped_in_a_row} updates in a row were not finite")
+        return norm, True
+
+    def enter_phase(self, name: str) -> None:
+        """Tell the listeners which phase begins."""
+        for listener in self.phase_listeners:
+            listener(name)
+
+    def begin_step(self) -> None:
+        """What a checkpoint of the state before this step needs, in case the step fails."""
+        self.random_states = state.random_states()
+        self.model.train()
+        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+
+    def end_step(self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]) -> bool:
+        """Log, schedule, save and show completions as they are due. Returns whether the run ends here."""
+        args = self.args
+        self.state.global_step += 1
+        self.state.episode += args.batch_size
+        self.state.epoch = self.state.episode / len(self.train_dataset)
+        metrics = self._metrics(experience, stats, seconds)
+        self.lr_scheduler_step()
+        self.kl_controller.update(metrics["objective/kl"], args.batch_size)
+        self.log(metrics)
+        self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+        self.random_states = state.random_states()
+        self._skipped_in_a_row = self._skipped_in_a_row if stats.skipped else 0
+        ending = self.interrupts.received is not None or self.control.should_training_stop
+        if self.control.should_save or self.interrupts.received is not None or self._save_failed:
+            self._save(required=ending)
+        if self.control.should_evaluate:
+            self.evaluate()
+        elif self.eval_dataset is not None and args.num_sample_generations > 0:
+            every = max(1, args.num_total_batches // args.num_sample_generations)
+            if (self.state.global_step - 1) % every == 0:
+                self.generate_completions(sampling=True)
+        return ending
+
+    def lr_scheduler_step(self) -> None:
+        """One step of the schedule for each batch of experience, as TRL does."""
+        with (
+            warnings.catch_warnings()
+        ):  # an update that was skipped leaves the optimizer a step behind; that is meant
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
+            self.lr_scheduler.step()
+
+    def _metrics(
+        self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]
+    ) -> dict[str, float]:
+        rollout, mask = experience.rollout, experience.rollout.mask
+        penalty, score = experience.penalty.sum(dim=1).mean().item(), experience.scores.mean().item()
+        tokens = int(rollout.lengths.sum())
+        elapsed = time.perf_counter() - self._began
+        return {
+            "eps": int((self.state.episode - self._first_episode) / elapsed),
+            "objective/kl": experience.kl.sum(dim=1).mean().item(),
+            "objective/entropy": torch.where(mask, -experience.logprobs, 0.0).sum(dim=1).mean().item(),
+            "objective/non_score_reward": penalty,
+            "objective/rlhf_reward": penalty + score,
+            "objective/scores": score,
+            **stats.metrics(),
+            "val/num_eos_tokens": int(
+                ((rollout.response_ids == self.processing_class.eos_token_id) & mask).sum()
+            ),
+            "lr": self.lr_scheduler.get_last_lr()[0],
+            "episode": self.state.episode,
+            "objective/kl_coef": self.kl_controller.kl_coef,
+            "train/skipped_updates": self.skipped_updates,
+            "response_length": tokens / len(rollout.lengths),
+            "tokens_per_second": tokens / seconds["step"],
+            "elapsed_s": elapsed,
+            **{f"time/{phase}": value for phase, value in seconds.items()},
+        }
+
+    # The run
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
+        """Run the loop to its end.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a CPU the
+                resumed run computes what the uninterrupted one would have, to the bit.
+
+        Raises:
+            CheckpointError: the checkpoint is not whole or not of this run, or the last one could not be written.
+            RewardError, TrainingStopped: the run cannot go on; a checkpoint holds its last good state.
+            SystemExit: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
+        """
+        self._skipped_in_a_row = 0
+        if resume_from_checkpoint:
+            state.read_state(self, find_checkpoint(Path(self.args.output_dir), resume_from_checkpoint))
+        else:
+            self.state = self._fresh_state()
+        self.state.max_steps = self.args.num_total_batches
+        self.state.num_train_epochs = self.args.total_episodes / len(self.train_dataset)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        self._began, self._first_episode = time.perf_counter(), self.state.episode
+        self.is_in_train = True
+        try:
+            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            with self.interrupts:
+                self._run()
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        finally:
+            self.is_in_train = False
+        if self.interrupts.received is not None:
+            number, self.interrupts.received = self.interrupts.received, None
+            raise SystemExit(128 + number)
+
+    def _run(self) -> None:
+        try:
+            loop.run(self)
+        except (RewardError, TrainingStopped, FloatingPointError) as error:
+            path = self._save(required=True)
+            raise type(error)(
+                f"step {self.state.global_step + 1}: {error}\nThe state before it is in {path}; when the cause is mended, "
+                "go on with train(resume_from_checkpoint=True)"
+            ) from error
+
+    # Saving
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint says of where the run stands, and of what must not differ when it goes on."""
+        return {
+            "step": self.state.global_step,
+            "episode": self.state.episode,
+            "kl_coef": self.kl_controller.kl_coef,
+            "skipped_updates": self.skipped_updates,
+            "must_match": {
+                "seed": self.args.seed,
+                "data_seed": self.data_seed,
+                "batch_size": self.args.batch_size,
+                "prompts": len(self.train_dataset),
+            },
+        }
+
+    def check_progress(self, progress: dict[str, Any], folder: Path) -> None:
+        """Raise CheckpointError unless the checkpoint is of a run with this data, batch and seed."""
+        for name, here in self.progress()["must_match"].items():
+            there = progress["must_match"].get(name)
+            if there != here:
+                raise CheckpointError(
+                    f"{folder} was written with {name}={there}, and this run has {name}={here}"
+                )
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take up the counters of a checkpoint."""
+        loaded = vars(self.state)
+        self.state = self._fresh_state()
+        vars(self.state).update(
+            {name: value for name, value in loaded.items() if name != "stateful_callbacks"}
+        )
+        self.state.episode = progress["episode"]
+        self.kl_controller.kl_coef = progress["kl_coef"]
+        self.skipped_updates = progress["skipped_updates"]
+
+    def _save(self, required: bool) -> Path | None:
+        """Write a checkpoint. One that fails in the middle of a run is tried again after the next step."""
+        self.enter_phase("saving")
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        try:
+            path = save_checkpoint(
+                folder, step, lambda target: state.write_state(self, target), self.args.save_total_limit
+            )
+        except CheckpointError as error:
+            self._save_failed = True
+            if required:
+                raise
+            warnings.warn(f"{error}; training goes on, and the next step tries again", stacklevel=2)
+            return None
+        self._save_failed = False
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return path
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the policy (a PEFT policy's adapter), the tokenizer and the critic to `output_dir`."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy_model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        state.save_critic(self.value_model, folder / state.CRITIC)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # Completions
+
+    def generate_completions(self, sampling: bool = False) -> Completions | None:
+        """Show completions of `eval_dataset`, nearly greedy, with their scores; None without one.
+
+        Args:
+            sampling: stop after the first batch.
+        """
+        loader = self.get_eval_dataloader()
+        if loader is None:
+            return None
+        found = Completions([], [], [])
+        for batch in loader:
+            rollout = self.rollout(
+                batch, lambda ids, mask: self._generate(ids, mask, self.sampling_seed, 0.01)
+            )
+            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size).tolist()
+            found.extend(*self.scorer.decode(rollout), scores)
+            if sampling:
+                break
+        if self.is_world_process_zero():
+            show_completions(found, self.args.report_to)
+        return found
+
+    def evaluate(self, *_, **__) -> dict[str, float]:
+        """Mean score of completions of the whole `eval_dataset`, logged as `eval/scores`."""
+        found = self.generate_completions()
+        metrics = {} if found is None else {"eval/scores": sum(found.scores) / len(found.scores)}
+        if metrics:
+            self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+    if peft_config is not None:
+        from peft import PeftConfig, get_peft_model
+
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
+        if is_peft(model):
+            raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
+        model = get_peft_model(model, peft_config)
+    if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
+    return model
+
+
+def _stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
+    if args.stop_token == "eos":
+        return (tokenizer.eos_token_id,)
+    return () if args.stop_token_id is None else (args.stop_token_id,)
+
+
+def _check_vocabulary(model: nn.Module, ref_model: nn.Module | None) -> None:
+    if ref_model is None:
+        return
+    ours, theirs = (base_model(m).get_output_embeddings().weight.shape[0] for m in (model, ref_model))
+    if ours != theirs:
+        raise ValueError(
+            f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
+        )
+
+
+@contextmanager
+def _generating(model: nn.Module):
+    """Evaluation mode: gradient checkpointing, which keeps no cache, is off there."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+
+def _repeat(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
