@@ -22,8 +22,9 @@ def masked_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         difference of large sums.
     """
     check_shape("mask", mask, tuple(values.shape), "the shape of values")
-    kept = torch.where(mask.bool(), values.double(), 0.0)
-    return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
+    mask = mask.bool()  # counted as true or false: 1,001 ones in bfloat16 add up to 1,000
+    kept = torch.where(mask, values.double(), 0.0)
+    return torch.stack([mask.sum(dtype=torch.float64), kept.sum(), kept.square().sum()])
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
