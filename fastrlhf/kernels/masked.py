@@ -54,6 +54,7 @@ def whiten(
     Returns:
         Like `values`. With fewer than two masked values the variance counts as zero.
     """
+    check_shape("mask", mask, tuple(values.shape), "the shape of values")
     count, total, squares = masked_moments(values, mask) if moments is None else moments
     mean = total / count.clamp(min=1)
     variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
