@@ -108,7 +108,7 @@ def ppo_loss(
     return (
         loss.to(dtype),
         stats,
-        grad_logprobs.to(logprobs.dtype),
-        grad_values.to(logprobs.dtype),
-        grad_entropy.to(logprobs.dtype),
+        grad_logprobs.to(logprobs.dtype).contiguous(),
+        grad_values.to(logprobs.dtype).contiguous(),
+        grad_entropy.to(logprobs.dtype).contiguous(),
     )
