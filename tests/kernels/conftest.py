@@ -1,4 +1,4 @@
-"""Runs a test that asks for `device` once for each backend of its module's `OPERATION` that works on this machine."""
+"""Runs a test that asks for `device` once for each backend of its module's `OPERATION` that works here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The device whose tensors the backend takes; skips where the backend says that it cannot serve the case."""
+    """The device whose tensors the backend takes; skips where the backend says that it cannot serve."""
     monkeypatch.setattr(dispatch, "_say_once", pytest.skip)
     with kernels.using(request.param):
         yield "cuda" if _on_gpu(request.param) else "cpu"

@@ -1,4 +1,4 @@
-"""The project's definition of right: as good as plain PyTorch at the same precision, measured against float64."""
+"""The project's definition of right: as good as plain PyTorch at the same precision, against float64."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 def assert_as_good_as(
     actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, *, ulps: float = 4, name: str = "result"
 ) -> None:
-    """Assert that the largest error of `actual` is at most twice that of `plain`, plus `ulps` units in the last place.
+    """Assert that the largest error of `actual` is at most twice that of `plain`, plus a few ulps.
 
-    Errors are distances to `exact`. The unit in the last place is that of the largest magnitude in `exact`, in the
-    precision of `actual`. Where `exact`, cast to that precision, is NaN or infinite, `actual` must be the same; where
-    it is finite, `actual` must be too.
+    Errors are distances to `exact`. The unit in the last place is that of the largest magnitude in `exact`,
+    in the precision of `actual`. Where `exact`, cast to that precision, is NaN or infinite, `actual` must be the
+    same; where it is finite, `actual` must be too.
 
     Args:
         actual: what is tested, any float dtype.
@@ -36,8 +36,8 @@ def assert_as_good_as(
     if wrong.any():
         where = tuple(wrong.nonzero()[0].tolist())
         raise AssertionError(
-            f"{name}: {int(wrong.sum())} of {wrong.numel()} values are not finite where exact is, or not the NaN or "
-            f"infinity that exact is; the first at {where}: {_values(actual, plain, exact, where)}"
+            f"{name}: {int(wrong.sum())} of {wrong.numel()} values are not finite where exact is, or not the "
+            f"NaN or infinity that exact is; the first at {where}: {_values(actual, plain, exact, where)}"
         )
 
     error = _error(actual, exact, finite)
@@ -46,9 +46,10 @@ def assert_as_good_as(
     if error.max().item() > allowed:
         where = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
         raise AssertionError(
-            f"{name}: error {error.max().item():.3e} at {where}, allowed {allowed:.3e} (twice the plain computation's "
-            f"{plain_error.max().item():.3e} plus {ulps} units in the last place of {actual.dtype}): "
-            f"{_values(actual, plain, exact, where)}; {int((error > allowed).sum())} of {error.numel()} values exceed it"
+            f"{name}: error {error.max().item():.3e} at {where}, allowed {allowed:.3e} (twice plain "
+            f"PyTorch's {plain_error.max().item():.3e} plus {ulps} units in the last place of {actual.dtype}): "
+            f"{_values(actual, plain, exact, where)}; "
+            f"{int((error > allowed).sum())} of {error.numel()} values exceed it"
         )
 
 
