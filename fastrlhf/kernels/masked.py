@@ -58,7 +58,9 @@ def whiten(
     count, total, squares = masked_moments(values, mask) if moments is None else moments
     mean = total / count.clamp(min=1)
     variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
-    whitened = (values.double() - mean) * torch.rsqrt(variance + epsilon)
+    # Masked before the arithmetic too: the gradient of a product with NaN is NaN, selected or not.
+    kept = torch.where(mask.bool(), values.double(), 0.0)
+    whitened = (kept - mean) * torch.rsqrt(variance + epsilon)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask.bool(), whitened, 0.0).to(values.dtype)
