@@ -11,8 +11,8 @@ def assert_as_good_as(
     """Assert that the largest error of `actual` is at most twice that of `plain`, plus a few ulps.
 
     Errors are distances to `exact`. The unit in the last place is that of the largest magnitude in `exact`,
-    in the precision of `actual`. Where `exact`, cast to that precision, is NaN or infinite, `actual` must be the
-    same; where it is finite, `actual` must be too.
+    in the precision of `actual`. Where `exact`, cast to that precision, is NaN or infinite, `actual` must
+    be the same; where it is finite, `actual` must be too.
 
     Args:
         actual: what is tested, any float dtype.
@@ -47,7 +47,7 @@ def assert_as_good_as(
         where = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
         raise AssertionError(
             f"{name}: error {error.max().item():.3e} at {where}, allowed {allowed:.3e} (twice plain "
-            f"PyTorch's {plain_error.max().item():.3e} plus {ulps} units in the last place of {actual.dtype}): "
+            f"PyTorch's {plain_error.max().item():.3e} plus {ulps} ulps of {actual.dtype}): "
             f"{_values(actual, plain, exact, where)}; "
             f"{int((error > allowed).sum())} of {error.numel()} values exceed it"
         )
