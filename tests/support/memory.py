@@ -14,14 +14,15 @@ class Allocations(NamedTuple):
 
     largest: int
     peak: int
+    kept: int
 
 
 def allocations(function: Callable[[], Any]) -> Allocations:
-    """Run `function`; measure its largest allocation and the most it held beyond what was there."""
+    """Run `function`; measure its largest allocation, the most it held at once, and what its result keeps."""
     with profile(profile_memory=True) as prof:
         kept = function()
     # Not `prof.events()`: it hangs each allocation on its operation and keeps those made outside of one only.
     events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     del kept
-    return Allocations(max(sizes, default=0), max(accumulate(sizes), default=0))
+    return Allocations(max(sizes, default=0), max(accumulate(sizes), default=0), sum(sizes))

@@ -18,8 +18,9 @@ def test_counts_what_is_alive_at_once():
     used = allocations(function)
     assert used.largest == 2 * MIB
     assert used.peak == 3 * MIB
+    assert used.kept == MIB
 
 
 def test_counts_nothing_for_views():
     tensor = torch.empty(MIB, dtype=torch.uint8)
-    assert allocations(lambda: tensor.view(2, -1).t()) == (0, 0)
+    assert allocations(lambda: tensor.view(2, -1).t()) == (0, 0, 0)
