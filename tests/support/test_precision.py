@@ -30,6 +30,13 @@ def test_the_ulp_is_that_of_the_largest_magnitude():
         assert_as_good_as(f32(1000.0, 2.0**-12 * 1.01), exact.float(), exact)
 
 
+def test_float64_is_given_sixteen_times_the_ulps():
+    exact, ulp = f64(1.0), 2.0**-52
+    assert_as_good_as(f64(1.0 + 64 * ulp), exact, exact)
+    with pytest.raises(AssertionError, match=r"64 ulps of torch\.float64"):
+        assert_as_good_as(f64(1.0 + 65 * ulp), exact, exact)
+
+
 def test_zeros_must_be_zeros():
     with pytest.raises(AssertionError, match=r"at \(1,\)"):
         assert_as_good_as(f32(0.0, 1e-30), f32(0.0, 0.0), f64(0.0, 0.0))
