@@ -70,12 +70,6 @@ def linear_logprob(
     check_at_least("temperature", temperature, 0, strict=True)
     if softcap is not None:
         check_at_least("softcap", softcap, 0, strict=True)
-    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= weight.shape[0]:
-            raise IndexError(
-                f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
-            )
     return LinearLogprob(*_linear_logprob(hidden_states, weight, targets, bias, float(temperature), softcap))
 
 
@@ -88,6 +82,12 @@ def _linear_logprob(
     temperature: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if targets.device.type == "cpu" and targets.numel():
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= weight.shape[0]:
+            raise IndexError(
+                f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
+            )
     return dispatch.call("linear_logprob", hidden_states, weight, targets, bias, temperature, softcap)
 
 

@@ -22,8 +22,9 @@ def masked_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         difference of large sums.
     """
     check_shape("mask", mask, tuple(values.shape), "the shape of values")
-    kept = torch.where(mask.bool(), values.double(), 0.0)
-    return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
+    mask = mask.bool()  # counted as true or false: 1,001 ones in bfloat16 add up to 1,000
+    kept = torch.where(mask, values.double(), 0.0)
+    return torch.stack([mask.sum(dtype=torch.float64), kept.sum(), kept.square().sum()])
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -53,10 +54,13 @@ def whiten(
     Returns:
         Like `values`. With fewer than two masked values the variance counts as zero.
     """
+    check_shape("mask", mask, tuple(values.shape), "the shape of values")
     count, total, squares = masked_moments(values, mask) if moments is None else moments
     mean = total / count.clamp(min=1)
     variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
-    whitened = (values.double() - mean) * torch.rsqrt(variance + epsilon)
+    # Masked before the arithmetic too: the gradient of a product with NaN is NaN, selected or not.
+    kept = torch.where(mask.bool(), values.double(), 0.0)
+    whitened = (kept - mean) * torch.rsqrt(variance + epsilon)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask.bool(), whitened, 0.0).to(values.dtype)

@@ -77,6 +77,8 @@ def ppo_loss(
              - entropy_coef sum(entropy) / denominator
              + kl_coef sum(kl(logprobs, ref_logprobs)) / denominator
 
+    A term whose coefficient is zero is only watched: what overflows in its statistic does not reach loss or gradients.
+
     Args:
         logprobs, old_logprobs, advantages: `[...]`, one shape and float dtype.
         mask: `[...]`, bool: the tokens that count.
@@ -256,7 +258,8 @@ def _backward(ctx, grad_loss, *_):
     if grad_loss is not None:
         for position, gradient, given in zip((0, 4, 8), ctx.saved_tensors, ctx.given, strict=True):
             if given and ctx.needs_input_grad[position]:
-                grads[position] = gradient * grad_loss.to(gradient.dtype)
+                # In the loss's dtype: a loss scale of 65,536 is already infinite in float16.
+                grads[position] = (gradient.to(grad_loss.dtype) * grad_loss).to(gradient.dtype)
     return tuple(grads)
 
 

@@ -66,6 +66,9 @@ def sample(
         check_at_least(name, value, 0)
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p is {top_p}, expected a number in (0, 1]")
+    if seed >= 2**64:
+        raise ValueError(f"seed is {seed}, expected less than 2**64")
+    seed = seed if seed < 2**63 else seed - 2**64  # the same 64 bits, as the int64 that a schema takes
     return Sample(*_sample(logits, row_ids, seed, step, float(temperature), top_k, float(top_p)))
 
 

@@ -60,7 +60,8 @@ def ppo_loss(
         reference = ref_logprobs.to(dtype)
         kl = kl_estimate(x, reference, kl_estimator)
         slope = {"k1": torch.ones_like(x), "k2": x - reference, "k3": -(reference - x).expm1()}[kl_estimator]
-        grad_logprobs = grad_logprobs + kl_coef * slope / denominator
+        if kl_coef != 0:
+            grad_logprobs = grad_logprobs + kl_coef * slope / denominator
 
     # value
     value_loss, value_is_clipped, grad_values = zero.expand_as(x), torch.zeros_like(mask), x.new_zeros(0)
@@ -73,7 +74,7 @@ def ppo_loss(
         value_is_clipped = clipped_square > square
         value_loss = 0.5 * torch.maximum(square, clipped_square)
         grad_values = torch.where(value_is_clipped, 0.0, vf_coef * (value - target) / value_denominator)
-        grad_values = torch.where(value_mask, grad_values, 0.0)
+        grad_values = torch.where(value_mask & (vf_coef != 0), grad_values, 0.0)
 
     # entropy
     grad_entropy = x.new_zeros(0)
@@ -95,13 +96,21 @@ def ppo_loss(
         ]
     )
     policy, value_sum, entropy_sum, kl_sum = stats[:4]
-    policy_terms = policy - entropy_coef * entropy_sum + kl_coef * kl_sum
-    loss = policy_terms / denominators[0] + vf_coef * value_sum / denominators[1]
+    loss = policy / denominators[0]
+    # A term that is only watched (coefficient zero) stays out: k3 overflows where the reference finds a token next to
+    # impossible, and 0 x inf would make the loss NaN.
+    for coefficient, term, divisor in (
+        (vf_coef, value_sum, denominators[1]),
+        (-entropy_coef, entropy_sum, denominators[0]),
+        (kl_coef, kl_sum, denominators[0]),
+    ):
+        if coefficient != 0:
+            loss = loss + coefficient * term / divisor
     grad_logprobs = torch.where(mask, grad_logprobs, 0.0)
     return (
         loss.to(dtype),
         stats,
-        grad_logprobs.to(logprobs.dtype),
-        grad_values.to(logprobs.dtype),
-        grad_entropy.to(logprobs.dtype),
+        grad_logprobs.to(logprobs.dtype).contiguous(),
+        grad_values.to(logprobs.dtype).contiguous(),
+        grad_entropy.to(logprobs.dtype).contiguous(),
     )

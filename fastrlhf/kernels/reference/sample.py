@@ -59,7 +59,7 @@ def uniform(seed: int, step: int, row_ids: torch.Tensor, columns: int) -> torch.
         (row_ids >> 32 & _MASK)[:, None].expand(shape),
     )
     words = torch.stack(philox(counter, (seed & _MASK, seed >> 32 & _MASK)), dim=-1)
-    bits = words.reshape(shape[0], -1)[:, :columns] >> 9
+    bits = words.flatten(1)[:, :columns] >> 9
     return (bits.float() + 0.5) * 2.0**-23
 
 
