@@ -1,0 +1,94 @@
+// Eight floats at a time, in the compiler's own vectors: one source gives AVX2 where a function is marked for it, and
+// whatever the processor has (SSE2, NEON) elsewhere. Everything is inlined into the marked function.
+#pragma once
+
+#include <cstring>
+
+#include "../inline.h"
+
+#if defined(__x86_64__)
+#define FASTRLHF_HAS_AVX2_VERSION 1
+#define FASTRLHF_AVX2 __attribute__((target("avx2,fma")))
+#endif
+
+namespace fastrlhf {
+
+constexpr int LANES = 8;
+typedef float f8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef double d8 __attribute__((vector_size(64)));
+typedef uint8_t b8 __attribute__((vector_size(8)));
+
+// True where the AVX2 versions run: this processor has AVX2 and FMA, and no test asked for the portable ones.
+bool use_avx2();
+void force_portable(bool portable);
+
+// The first `count` of eight floats; the lanes after them are zero.
+FASTRLHF_INLINE f8 load(const float* from, int count) {
+  f8 to{};
+  memcpy(&to, from, count == LANES ? sizeof(to) : count * sizeof(float));
+  return to;
+}
+
+FASTRLHF_INLINE void store(float* to, f8 from, int count) {
+  memcpy(to, &from, count == LANES ? sizeof(from) : count * sizeof(float));
+}
+
+// Booleans as the selecting mask of eight lanes; those after `count` are false.
+FASTRLHF_INLINE i8 load_mask(const bool* from, int count) {
+  b8 bytes{};
+  memcpy(&bytes, from, count);
+  return __builtin_convertvector(bytes, i8) != 0;
+}
+
+FASTRLHF_INLINE f8 absolute(f8 x) { return (f8)((i8)x & 0x7fffffff); }
+
+// 2^n for n in [-126, 127].
+FASTRLHF_INLINE f8 power_of_two(i8 n) { return (f8)((n + 127) << 23); }
+
+// e^x = 2^n (1 + r + rest), |r| <= ln(2) / 2, rest = e^r - 1 - r.
+struct Reduced {
+  i8 n;
+  f8 r, rest;
+};
+
+FASTRLHF_INLINE Reduced reduce(f8 x) {
+  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits: no conversion, and none of a NaN.
+  const f8 magic = f8{} + 12582912.0f;
+  const f8 shifted = x * 1.44269504f + magic;
+  const f8 rounded = shifted - magic;
+  // ln(2) in two parts; the product with the first (9 bits) is exact, with or without a fused multiply-add.
+  const f8 r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+  // The Taylor series: its first missing term is at most 2e-10, a 300th of half a unit in the last place of one.
+  f8 q = r * (1.0f / 40320) + 1.0f / 5040;
+  q = q * r + 1.0f / 720;
+  q = q * r + 1.0f / 120;
+  q = q * r + 1.0f / 24;
+  q = q * r + 1.0f / 6;
+  q = q * r + 0.5f;
+  return {(i8)shifted - (i8)magic, r, r * r * q};
+}
+
+FASTRLHF_INLINE f8 clamp_keeping_nan(f8 x, float low, float high) {
+  x = x < low ? f8{} + low : x;
+  return x > high ? f8{} + high : x;
+}
+
+// e^x within 1 ulp, from 0 (below -104) over the subnormals to infinity (above 88.7); NaN stays NaN. The power of two
+// is applied in halves because 2^128 and 2^-149 have no float of their own.
+FASTRLHF_INLINE f8 exponential(f8 x) {
+  const Reduced e = reduce(clamp_keeping_nan(x, -104.0f, 89.0f));
+  const i8 half = e.n >> 1;
+  return (1.0f + (e.r + e.rest)) * power_of_two(half) * power_of_two(e.n - half);
+}
+
+// Near zero `rest` comes from the series, without the cancellation of expm1(x) - x. Below -25 e^x - 1 is -1.
+FASTRLHF_INLINE Expm1<f8> expm1_and_rest(f8 x) {
+  const Reduced e = reduce(clamp_keeping_nan(x, -25.0f, 89.0f));
+  const f8 scale = power_of_two(e.n - 1);
+  const f8 expm1 = 2.0f * (scale * (e.r + e.rest) + (scale - 0.5f));
+  const i8 unscaled = e.n == 0;
+  return {unscaled ? e.r + e.rest : expm1, unscaled ? e.rest : expm1 - x};
+}
+
+}  // namespace fastrlhf

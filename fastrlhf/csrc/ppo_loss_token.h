@@ -1,0 +1,109 @@
+// What the PPO objective does to one token, written once for every processor.
+//
+// F is a float (a CUDA thread) or a vector of floats (the CPU kernel); comparisons give M, which selects lane by lane.
+// NaN goes where it goes in the reference: a comparison with NaN is false, and minimum and maximum hand NaN on.
+#pragma once
+
+#include "inline.h"
+
+namespace fastrlhf {
+
+struct PPOLossOptions {
+  float clip_low, clip_high;  // 1 - cliprange, 1 + cliprange_high
+  float dual_clip, log_ratio_clamp, cliprange_value;
+  double vf_coef, entropy_coef, kl_coef;
+  int kl_estimator;  // 1, 2 or 3
+};
+
+// The order of `Stat` in fastrlhf/kernels/ppo_loss.py.
+enum Stat { POLICY_LOSS, VALUE_LOSS, ENTROPY, KL, APPROX_KL, RATIO, CLIPPED, VALUE_CLIPPED, TOKENS, VALUE_TOKENS, STATS };
+
+template <class F>
+using Mask = decltype(F{} < F{});
+
+template <class F>
+struct PolicyTerms {
+  F loss, approx_kl, ratio, gradient;
+  Mask<F> clipped;
+};
+
+template <class F>
+struct KLTerms {
+  F kl, slope;
+};
+
+template <class F>
+struct ValueTerms {
+  F loss, gradient;
+  Mask<F> clipped;
+};
+
+template <class F>
+FASTRLHF_INLINE F maximum(F a, F b) {
+  return (a > b) | (a != a) ? a : b;
+}
+
+template <class F>
+FASTRLHF_INLINE F minimum(F a, F b) {
+  return (a < b) | (a != a) ? a : b;
+}
+
+template <class F>
+FASTRLHF_INLINE PolicyTerms<F> policy_terms(F logprob, F old_logprob, F advantage, F weight, float denominator,
+                                            const PPOLossOptions& options) {
+  const F zero{};
+  F log_ratio = logprob - old_logprob;
+  const Mask<F> inside = absolute(log_ratio) <= zero + options.log_ratio_clamp;
+  log_ratio = minimum(maximum(log_ratio, zero - options.log_ratio_clamp), zero + options.log_ratio_clamp);
+  const F ratio = exponential(log_ratio);
+  const F unclipped = -advantage * ratio;
+  const F clipped = -advantage * minimum(maximum(ratio, zero + options.clip_low), zero + options.clip_high);
+  const Mask<F> is_clipped = clipped > unclipped;
+  const F unbounded = maximum(unclipped, clipped);
+  const F bound = advantage < zero ? -advantage * options.dual_clip : zero + INFINITY;
+  const Mask<F> is_bounded = unbounded > bound;
+  const F gradient = is_clipped | is_bounded ? zero : weight * unclipped / denominator;
+
+  PolicyTerms<F> terms;
+  terms.loss = weight * minimum(unbounded, bound);
+  terms.approx_kl = 0.5f * (log_ratio * log_ratio);
+  terms.ratio = ratio;
+  terms.clipped = is_clipped;
+  terms.gradient = inside ? gradient : zero;
+  return terms;
+}
+
+// The estimate and its derivative in `logprob`.
+template <class F>
+FASTRLHF_INLINE KLTerms<F> kl_terms(F logprob, F ref_logprob, int estimator) {
+  const F log_ratio = ref_logprob - logprob;
+  if (estimator == 1) return {-log_ratio, F{} + 1.0f};
+  if (estimator == 2) return {0.5f * (log_ratio * log_ratio), logprob - ref_logprob};
+  const Expm1<F> e = expm1_and_rest(log_ratio);
+  return {e.rest, -e.expm1};
+}
+
+template <class F>
+FASTRLHF_INLINE ValueTerms<F> value_terms(F value, F old_value, F target, float denominator,
+                                          const PPOLossOptions& options) {
+  const F zero{};
+  const F low = old_value - options.cliprange_value, high = old_value + options.cliprange_value;
+  const F difference = value - target;
+  const F clipped_difference = minimum(maximum(value, low), high) - target;
+  const F square = difference * difference, clipped_square = clipped_difference * clipped_difference;
+
+  ValueTerms<F> terms;
+  terms.clipped = clipped_square > square;
+  terms.loss = 0.5f * maximum(square, clipped_square);
+  terms.gradient = terms.clipped ? zero : (float)options.vf_coef * difference / denominator;
+  return terms;
+}
+
+// The loss from the sums over all kept tokens.
+FASTRLHF_INLINE float ppo_loss_from_sums(const double* sums, double denominator, double value_denominator,
+                                         const PPOLossOptions& options) {
+  const double policy = sums[POLICY_LOSS] - options.entropy_coef * sums[ENTROPY] + options.kl_coef * sums[KL];
+  return (float)(policy / denominator + options.vf_coef * sums[VALUE_LOSS] / value_denominator);
+}
+
+}  // namespace fastrlhf
