@@ -211,7 +211,7 @@ def test_05_value_is_read_where_the_token_is_predicted(tmp_path, shape, own_crit
     values = toy_experience(trainer, rollout).values
     expected = torch.where(rollout.state_mask, plain_values(trainer.model, rollout), 0.0)
     torch.testing.assert_close(values.double(), expected, **CLOSE)
-    # by hand for one row: the value of the state before the first token is the critic at the prompt's last token
+    # by hand for one row: the value of the state before the first token is read at the prompt's last token
     ids, prompt = row_tokens(rollout, 1)
     model = exact(trainer.value_model if own_critic else trainer.policy_model)
     backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
@@ -565,7 +565,7 @@ def test_21_every_rank_sees_one_order_and_its_own_part_of_it():
         batch = next(whole)
         shares = [next(part) for part in parts]
         assert [len(share) for share in shares] == [2] * 4
-        assert sum(shares, []) == batch
+        assert [row for share in shares for row in share] == batch
         assert len(set(batch)) == 8
 
 

@@ -1,7 +1,7 @@
 """Toy models and trainers, and what PPO computes with them, written out row by row in float64.
 
-The references here know no padding, no packing, no micro-batches and no kernels: each row is its own forward of the
-model's own logits, and autograd does the rest.
+The references here know no padding, no packing, no micro-batches and no kernels: each row is its own forward
+of the model's own logits, and autograd does the rest.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def toy_trainer(
     cls: type[PPOTrainer] = PPOTrainer,
     **options: Any,
 ) -> PPOTrainer:
-    """A trainer of a toy Llama on `word_share`; `options` go to its `PPOConfig`. A new value head is not left at zero."""
+    """A trainer of a toy Llama on `word_share`; `options` go to its config. Its value head is not zero."""
     trainer = cls(
         toy_config(folder, **options),
         tokenizer or toy_tokenizer(),
@@ -167,7 +167,7 @@ def set_value_head(head: nn.Module) -> None:
 
 
 def toy_rollout(rows: int = 8, width: int = 6, *, left: int = 0) -> Rollout:
-    """Ragged prompts and responses, one empty and one of full width; `left` more columns of padding before the prompts."""
+    """Ragged prompts and responses, one empty and one of full width; `left` columns of padding more."""
     random = torch.Generator().manual_seed(11)
     prompt_lengths = torch.tensor([1 + row % 5 for row in range(rows)])
     lengths = torch.tensor([(0, width, 1, 3, width - 1, 2)[row % 6] for row in range(rows)])
@@ -196,7 +196,7 @@ def exact(model: nn.Module) -> nn.Module:
 
 
 def plain_logprobs(model: nn.Module, rollout: Rollout, temperature: float) -> torch.Tensor:
-    """`[B, R]`, float64: log-softmax of the model's own logits, each row alone and without padding; zero at padding."""
+    """`[B, R]`, float64: log-softmax of the model's own logits, each row alone and without padding."""
     out = torch.zeros(rollout.response_ids.shape, dtype=torch.float64)
     model = exact(model)
     for row in range(len(out)):
@@ -292,7 +292,7 @@ def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def toy_experience(trainer: PPOTrainer, rollout: Rollout, *, off_policy: float = 0.0) -> Experience:
-    """The trainer's experience of a rollout with known scores; `off_policy` moves old log-probabilities and values."""
+    """The trainer's experience of a rollout with known scores; `off_policy` moves old logprobs and values."""
     scores = torch.linspace(-1, 2, len(rollout.lengths))
     experience = loop.evaluate(trainer, rollout, scores)
     random = torch.Generator().manual_seed(3)
