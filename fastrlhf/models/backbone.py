@@ -106,13 +106,14 @@ def reference_mode(model: nn.Module, ref_adapter: str | None = None, policy_adap
 
 @contextmanager
 def evaluation_mode(model: nn.Module):
-    """Evaluation mode for the block: no dropout, and no gradient checkpointing, which keeps no cache."""
-    was_training = model.training
+    """Evaluation mode for the block; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield model
+        yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def disable_dropout(model: nn.Module) -> None:
