@@ -15,8 +15,8 @@ from fastrlhf.models.heads import ValueHead, language_model_head
 class Responses(NamedTuple):
     """Prompts with responses, as models read them.
 
-    input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool); prompt_length
-    P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
+    input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool);
+    prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
     """
 
     input_ids: torch.Tensor

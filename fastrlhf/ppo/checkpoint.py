@@ -148,7 +148,7 @@ def _digest(path: Path) -> str:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Give the new checkpoint its name. One of the same step is the same state: between the two renames it is hidden."""
+    """Give the new checkpoint its name, in place of an earlier one of the same step."""
     if final.exists():
         _discard(final)
     temporary.rename(final)

@@ -62,8 +62,8 @@ class Scorer:
     """The score of each response: the weighted sum of what reward models and reward functions give.
 
     Args:
-        rewards: one reward model (an `nn.Module` with a `score` head) or function `(prompts, completions) -> scores`, or a
-            list of them.
+        rewards: one reward model (an `nn.Module` with a `score` head) or function `(prompts, completions) -> scores`,
+            or a list of them.
         weights: one number per reward; all one if None.
         tokenizer: decodes prompts and completions for functions.
 

@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
 from fastrlhf.generation.engine import generate
+from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
     base_model,
@@ -58,16 +59,16 @@ class OnlineTrainerState(TrainerState):
 class PPOTrainer(Trainer):
     """Train a language model by proximal policy optimisation.
 
-    Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so that
-    a script written for it runs when its import line changes; `docs/differences.md` lists where the two differ.
+    Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
+    that a script written for it runs when its import line changes; `docs/differences.md` lists where the two differ.
 
     Args:
         args: a `PPOConfig`.
         processing_class: the tokenizer.
         model: the policy, an `AutoModelForCausalLM` or a PEFT model around one.
         ref_model: the reference. None: the policy with its adapter off (PEFT), or a frozen copy of it.
-        reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str]) ->
-            list[float]`, or a list of these, weighted by `args.reward_weights`.
+        reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str])
+            -> list[float]`, or a list of these, weighted by `args.reward_weights`.
         train_dataset: rows with `input_ids` (tokens) or `prompt` (text).
         value_model: the critic, an `AutoModelForSequenceClassification`. None: a value head on the policy's base.
         data_collator: makes `input_ids` (and `attention_mask`) of a list of rows; pads on the left by default.
@@ -320,10 +321,13 @@ class PPOTrainer(Trainer):
         return torch.autocast(self.args.device.type, torch.bfloat16)
 
     def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Clip and step, unless the loss or the gradient is not finite. Returns the gradient's norm and if it was skipped.
+        """Clip and step, unless the loss or the gradient is not finite.
+
+        Returns:
+            The gradient's norm before clipping, and whether the update was skipped.
 
         Raises:
-            TrainingStopped: `args.max_skipped_updates` in a row were not finite; a checkpoint holds the last good state.
+            TrainingStopped: `args.max_skipped_updates` in a row were not finite.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         limit = self.args.max_grad_norm
@@ -412,7 +416,12 @@ class PPOTrainer(Trainer):
             "tokens_per_second": tokens / seconds["step"],
             "elapsed_s": elapsed,
             **{f"time/{phase}": value for phase, value in seconds.items()},
+            **self.extra_metrics(rollout),
         }
+
+    def extra_metrics(self, rollout: Rollout) -> dict[str, float]:
+        """What is logged beside PPO's metrics; override it to add your own measures of a rollout."""
+        return {"memory/rss_mb": resident_mb(), "memory/peak_rss_mb": peak_resident_mb()}
 
     # The run
 
@@ -420,8 +429,8 @@ class PPOTrainer(Trainer):
         """Run the loop to its end.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a CPU the
-                resumed run computes what the uninterrupted one would have, to the bit.
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a
+                CPU the resumed run computes what the uninterrupted one would have, to the bit.
 
         Raises:
             CheckpointError: the checkpoint is not whole or not of this run, or the last one could not be written.
@@ -455,8 +464,8 @@ class PPOTrainer(Trainer):
         except (RewardError, TrainingStopped, FloatingPointError) as error:
             path = self._save(required=True)
             raise type(error)(
-                f"step {self.state.global_step + 1}: {error}\nThe state before it is in {path}; when the cause is mended, "
-                "go on with train(resume_from_checkpoint=True)"
+                f"step {self.state.global_step + 1}: {error}\nThe state before it is in {path}; "
+                "when the cause is mended, go on with train(resume_from_checkpoint=True)"
             ) from error
 
     # Saving
