@@ -142,7 +142,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_rollouts(ends: str) -> dict[str, torch.Tensor]:
-    """`prompts` `[STEPS, ROWS, PROMPT]`, ragged, and `responses` `[STEPS, ROWS, RESPONSE]`, padded after the end."""
+    """`prompts` `[STEPS, ROWS, PROMPT]`, ragged; `responses` `[STEPS, ROWS, RESPONSE]`, padded at ends."""
     generator = torch.Generator().manual_seed(7)
     prompts = torch.randint(OTHER_STOP + 1, VOCABULARY, (STEPS, ROWS, PROMPT), generator=generator)
     responses = torch.randint(OTHER_STOP + 1, VOCABULARY, (STEPS, ROWS, RESPONSE), generator=generator)

@@ -6,9 +6,7 @@ Reads `FOLDER/models/` and `FOLDER/cases/*/{case.json, rollouts.safetensors}`; w
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl_signature import signature
 
 SIZES = (
     "world_size",
@@ -29,11 +28,10 @@ SIZES = (
     "micro_batch_size",
     "total_episodes",
 )
-METHODS = ("train", "generate_completions", "save_model", "get_train_dataloader", "get_eval_dataloader")
 
 
 def inject(responses: list[torch.Tensor]) -> None:
-    """Make TRL's generation return these responses, and the scores that its `generate` would give for them."""
+    """Make TRL's generation return these responses, with the scores that `generate` would give for them."""
     waiting = iter(responses)
 
     @torch.no_grad()
@@ -81,35 +79,6 @@ def run_case(folder: Path, models: Path) -> None:
     for role, model in (("policy", policy), ("value", value)):
         weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         save_file(weights, folder / f"trl-{role}.safetensors")
-
-
-def parameters(function) -> list[list[str | None]]:
-    """Name, kind and default of each parameter but self."""
-    return [
-        [name, parameter.kind.name, None if parameter.default is parameter.empty else repr(parameter.default)]
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "self"
-    ]
-
-
-def config_fields(config: type) -> list[list[str]]:
-    """Name and default of each field, in order."""
-    made = {
-        item.name: item.default_factory()
-        for item in dataclasses.fields(config)
-        if item.default_factory is not dataclasses.MISSING
-    }
-    return [[item.name, repr(made.get(item.name, item.default))] for item in dataclasses.fields(config)]
-
-
-def signature(trainer: type, config: type) -> dict:
-    """All that a script written for a trainer relies on."""
-    return {
-        "trainer": parameters(trainer.__init__),
-        "methods": {name: parameters(getattr(trainer, name)) for name in METHODS},
-        "config": parameters(config.__init__),
-        "fields": config_fields(config),
-    }
 
 
 if __name__ == "__main__":
