@@ -30,7 +30,8 @@ def trl_results(trl_folder, tmp_path_factory) -> Path:
     for case in CASES:
         folder = root / "cases" / case.id
         folder.mkdir(parents=True)
-        (folder / "case.json").write_text(json.dumps({"family": case.family, "arguments": case.arguments}))
+        described = {"family": case.family, "adapter": case.adapter, "arguments": case.arguments}
+        (folder / "case.json").write_text(json.dumps(described))
         save_file(make_rollouts(case.ends), folder / "rollouts.safetensors")
     done = subprocess.run(
         [sys.executable, str(WORKER), str(root)],

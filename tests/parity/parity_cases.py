@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -58,6 +61,7 @@ class Case:
     ends: str
     options: dict = field(default_factory=dict)
     name: str = ""
+    adapter: bool = False  # the policy is a LoRA adapter on its base, and the base is the reference
 
     @property
     def id(self) -> str:
@@ -89,11 +93,12 @@ CASES = [
     Case("llama", "early", {"gradient_checkpointing": True}, "checkpointing"),
     Case("llama", "other", {"missing_eos_penalty": 1.5}, "penalty"),
     Case("llama", "never", ACCUMULATION, "accumulation"),
+    Case("llama", "early", {}, "adapter", adapter=True),
 ]
 
 
 def make_models(folder: Path) -> None:
-    """Policy, reference, reward model, value model and tokenizer of each family under `folder/<family>/`."""
+    """Policy (and its tokenizer), adapter, reference, reward and value model under `folder/<family>/`."""
     configs = {
         "llama": LlamaConfig(
             vocab_size=VOCABULARY,
@@ -123,7 +128,38 @@ def make_models(folder: Path) -> None:
             for role in ("reward", "value"):
                 model = AutoModelForSequenceClassification.from_config(config)
                 model.save_pretrained(folder / family / role)
+            if family == "llama":
+                adapted = get_peft_model(policy, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+                for name, parameter in adapted.named_parameters():
+                    if "lora_" in name:
+                        torch.nn.init.normal_(parameter, std=0.2)
+                adapted.save_pretrained(folder / family / "adapter")
         make_tokenizer().save_pretrained(folder / family / "policy")
+
+
+class Models(NamedTuple):
+    """What a trainer is given."""
+
+    policy: torch.nn.Module
+    reference: torch.nn.Module | None
+    reward: torch.nn.Module
+    value: torch.nn.Module
+    tokenizer: PreTrainedTokenizerFast
+
+
+def load_models(folder: Path, adapter: bool) -> Models:
+    """The models of one family, in float32."""
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32)
+        for role in ("policy", "reference")
+    )
+    if adapter:
+        policy, reference = PeftModel.from_pretrained(policy, folder / "adapter", is_trainable=True), None
+    reward, value = (
+        AutoModelForSequenceClassification.from_pretrained(folder / role, dtype=torch.float32)
+        for role in ("reward", "value")
+    )
+    return Models(policy, reference, reward, value, AutoTokenizer.from_pretrained(folder / "policy"))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -121,7 +121,8 @@ ARGUMENTS = {
     "kl_estimator": "k3",
     "learning_rate": 1e-3,
     "report_to": "none",
-    "save_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 1,
     "bf16": False,
     "use_cpu": True,
 }

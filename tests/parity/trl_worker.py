@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from parity_cases import load_models
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from trl_signature import signature
 
@@ -49,25 +49,17 @@ def run_case(folder: Path, models: Path) -> None:
     """Train as the case says, and write what came of it."""
     case = json.loads((folder / "case.json").read_text())
     rollouts = load_file(folder / "rollouts.safetensors")
-    models = models / case["family"]
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32)
-        for role in ("policy", "reference")
-    )
-    reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(models / role, dtype=torch.float32)
-        for role in ("reward", "value")
-    )
-    tokenizer = AutoTokenizer.from_pretrained(models / "policy")
+    loaded = load_models(models / case["family"], case["adapter"])
     trainer = PPOTrainer(
         PPOConfig(output_dir=str(folder / "trl"), **case["arguments"]),
-        tokenizer,
-        policy,
-        reference,
-        reward,
+        loaded.tokenizer,
+        loaded.policy,
+        loaded.reference,
+        loaded.reward,
         Dataset.from_dict({"input_ids": rollouts["prompts"].flatten(0, 1).tolist()}),
-        value,
+        loaded.value,
     )
+    # a plain list also keeps accelerate from stepping at every micro-batch of a data loader's last batch
     trainer.dataloader = [{"input_ids": prompts} for prompts in rollouts["prompts"]]
     inject(list(rollouts["responses"]))
     trainer.train()
@@ -76,7 +68,7 @@ def run_case(folder: Path, models: Path) -> None:
         "sizes": {name: getattr(trainer.args, name) for name in SIZES},
     }
     (folder / "trl.json").write_text(json.dumps(results))
-    for role, model in (("policy", policy), ("value", value)):
+    for role, model in (("policy", loaded.policy), ("value", loaded.value)):
         weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         save_file(weights, folder / f"trl-{role}.safetensors")
 
