@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastrlhf.models.backbone import backbone, base_model
+from fastrlhf.models.backbone import backbone, base_model, evaluation_mode
 
 
 class ValueHead(nn.Module):
@@ -71,8 +71,9 @@ def check_language_model_head(model: nn.Module) -> None:
     head = language_model_head(model)
     model = base_model(model)
     tokens = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
-    expected = model(input_ids=tokens).logits
-    hidden = backbone(model)(input_ids=tokens).last_hidden_state
+    with evaluation_mode(model):  # dropout would tell the two apart
+        expected = model(input_ids=tokens).logits
+        hidden = backbone(model)(input_ids=tokens).last_hidden_state
     actual = torch.nn.functional.linear(hidden, head.weight, head.bias)
     if head.softcap is not None:
         actual = head.softcap * torch.tanh(actual / head.softcap)

@@ -27,6 +27,7 @@ from fastrlhf.models.backbone import (
     base_model,
     context_length,
     disable_dropout,
+    evaluation_mode,
     hidden_size,
     is_peft,
     reference_mode,
@@ -253,7 +254,8 @@ class PPOTrainer(Trainer):
         parts = []
         for start in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
             rows = slice(start, start + self.args.local_rollout_forward_batch_size)
-            with self.autocast(), _generating(self.policy_model):
+            # in evaluation mode gradient checkpointing, which keeps no cache, is off
+            with self.autocast(), evaluation_mode(self.policy_model):
                 parts.append(
                     generate(
                         self.policy_model,
@@ -586,17 +588,6 @@ def _check_vocabulary(model: nn.Module, ref_model: nn.Module | None) -> None:
         raise ValueError(
             f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
         )
-
-
-@contextmanager
-def _generating(model: nn.Module):
-    """Evaluation mode: gradient checkpointing, which keeps no cache, is off there."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
