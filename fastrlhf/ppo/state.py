@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerState, set_seed
+from transformers import set_seed
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
@@ -64,6 +64,7 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
     try:
         progress = json.loads((folder / PROGRESS).read_text())
         trainer.check_progress(progress, folder)
+        loaded = type(trainer.state).load_from_json(str(folder / TRAINER_STATE))
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         # all that can be wrong is looked for before the first weight changes
         check_policy(trainer.policy_model, folder)
@@ -73,14 +74,14 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
         load_critic(trainer.model.value_model, folder / CRITIC)
         trainer.optimizer.load_state_dict(training["optimizer"])
         trainer.lr_scheduler.load_state_dict(training["scheduler"])
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"{folder} is a checkpoint of another model or optimizer ({error}): build the trainer with the arguments "
             "that it was written with, or train without resume_from_checkpoint"
         ) from error
-    trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE))
+    trainer.state = loaded
     trainer.restore_progress(progress)
     trainer.random_states = training["random"]
 
