@@ -221,9 +221,7 @@ def test_empty_list_of_rewards(tmp_path):
     "options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=["lora", "whole"]
 )
 def test_adapter_on_the_head(tmp_path, options):
-    with pytest.raises(
-        ValueError, match=r"output head .* leave it out of target_modules and modules_to_save"
-    ):
+    with pytest.raises(ValueError, match=r"output head .* leave it out of target_modules"):
         tiny_trainer(tmp_path, peft_config=lora(**options))
 
 
