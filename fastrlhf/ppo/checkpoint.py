@@ -110,7 +110,7 @@ def check_checkpoint(path: Path) -> dict:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         ours = manifest["format"] == FORMAT
-        files, version = manifest["files"], manifest["version"]
+        files, version = dict(manifest["files"]), int(manifest["version"])
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} has no {MANIFEST}: it is not whole, or not written by fastrlhf's PPOTrainer; pass a checkpoint-<step> "
