@@ -111,6 +111,8 @@ class PPOTrainer(Trainer):
         )
         check_language_model_head(model)
         _check_vocabulary(model, ref_model)
+        if ref_model is None and args.ref_adapter_name is None:
+            _check_adapter_can_be_off(model)
         if args.bf16 and args.device.type == "cpu":
             warnings.warn(
                 "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
@@ -634,6 +636,17 @@ def _check_vocabulary(model: nn.Module, ref_model: nn.Module | None) -> None:
         raise ValueError(
             f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
         )
+
+
+def _check_adapter_can_be_off(model: nn.Module) -> None:
+    """The reference is the policy with its adapter off; a bias that was trained with it stays on in PEFT."""
+    for config in model.peft_config.values() if is_peft(model) else ():
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            raise ValueError(
+                f"the adapter has bias={bias!r}, which PEFT cannot turn off to give the reference: use bias='none', or "
+                "pass a ref_model"
+            )
 
 
 @contextmanager
