@@ -102,6 +102,18 @@ def reference_mode(model: nn.Module, ref_adapter: str | None = None, policy_adap
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module):
+    """Evaluation mode for the block; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability to zero: policy and reference must differ by their weights alone."""
     for module in model.modules():
