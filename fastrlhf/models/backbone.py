@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+DROPOUT = nn.modules.dropout._DropoutNd
+
 
 def is_peft(model: nn.Module) -> bool:
     """Whether `model` is a PEFT model (peft is imported only if something already imported it)."""
@@ -115,11 +117,12 @@ def evaluation_mode(model: nn.Module):
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to zero: policy and reference must differ by their weights alone."""
+    """Set every dropout probability to zero: policy and reference must differ by their weights alone.
+
+    They are `p` of dropout modules and plain numbers on others (`attention_dropout` of Llama, `dropout` and `layerdrop`
+    of OPT, `hidden_dropout` of BLOOM).
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for module in model.modules():
-        config = getattr(module, "attention_dropout", None)
-        if isinstance(config, float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, DROPOUT))):
+                setattr(module, name, 0.0)
