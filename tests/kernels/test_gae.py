@@ -135,7 +135,7 @@ def test_moments_mask_counts_fewer_positions_and_never_masked_ones(device):
 
 
 def test_moments_of_micro_batches_add_up(device):
-    rewards, values, mask = (tensor.to(device) for tensor in rows((8, 33), torch.float64))
+    rewards, values, mask = (tensor.to(device) for tensor in rows((8, 33)))
     whole = kernels.gae(rewards, values, mask).moments
     parts = sum(
         kernels.gae(rewards[i : i + 3], values[i : i + 3], mask[i : i + 3]).moments for i in (0, 3, 6)

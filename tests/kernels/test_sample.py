@@ -135,11 +135,11 @@ def test_logprobs_are_those_before_top_k_and_top_p(device, options):
 
 def test_two_tokens_by_hand(device):
     # p = 1/4, 3/4; temperature 1/2 squares the odds: 1/10, 9/10.
-    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, device=device)
+    logits = torch.tensor([[0.0, math.log(3)]], device=device)
     row_ids = torch.zeros(1, dtype=torch.int64, device=device)
     tokens, logprobs, entropy = kernels.sample(logits, row_ids, seed=0, step=0, temperature=0.5)
-    assert logprobs.item() == pytest.approx(math.log((0.1, 0.9)[tokens.item()]), rel=1e-14)
-    assert entropy.item() == pytest.approx(-0.1 * math.log(0.1) - 0.9 * math.log(0.9), rel=1e-14)
+    assert logprobs.item() == pytest.approx(math.log((0.1, 0.9)[tokens.item()]), rel=1e-6)
+    assert entropy.item() == pytest.approx(-0.1 * math.log(0.1) - 0.9 * math.log(0.9), rel=1e-6)
 
 
 def test_temperature_zero_takes_the_largest_logit(device):
