@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from fastrlhf.demo.command import add_demo
+from fastrlhf.doctor import add_doctor
 from fastrlhf.version import __version__
 
-SUBCOMMANDS = (add_demo,)
+SUBCOMMANDS = (add_demo, add_doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
