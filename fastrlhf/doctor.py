@@ -98,7 +98,9 @@ def gpu_names() -> list[str]:
     lines = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        lines.append(f"cuda:{index} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}")
+        lines.append(
+            f"cuda:{index} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
+        )
     return lines
 
 
@@ -112,11 +114,17 @@ def modules_table() -> Table:
         notices = info.get("notices", [])
         if reason is None:
             archs = ", ".join(f"sm_{arch}" for arch in info.get("architectures", []))
-            details = [info.get("compiler", "no record of the build"), f"for {archs}" if archs else "", *notices]
+            details = [
+                info.get("compiler", "no record of the build"),
+                f"for {archs}" if archs else "",
+                *notices,
+            ]
             table.add_row(name, "[green]ready[/green]", "\n".join(line for line in details if line))
         else:
             mend = f"provide {need}, then:\n  {native.mend()}"
-            table.add_row(name, "[yellow]missing[/yellow]", f"why: {_plain(reason)}\ncost: {loss}\nmend: {mend}")
+            table.add_row(
+                name, "[yellow]missing[/yellow]", f"why: {_plain(reason)}\ncost: {loss}\nmend: {mend}"
+            )
     return table
 
 

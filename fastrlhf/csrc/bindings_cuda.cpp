@@ -7,20 +7,22 @@
 
 PYBIND11_MODULE(_cuda, module) {
   using namespace fastrlhf;
-  module.def("gae", [](bool bfloat16, const std::array<uintptr_t, 7>& addresses, uintptr_t scratch, int64_t rows,
-                       int64_t columns, float gamma, float gamma_lam, uintptr_t stream) {
+  module.def("gae", [](bool bfloat16, const std::array<uintptr_t, 7>& addresses, uintptr_t scratch,
+                       int64_t rows, int64_t columns, float gamma, float gamma_lam, uintptr_t stream) {
     pybind11::gil_scoped_release release;
     return launch_gae(bfloat16, addresses, scratch, rows, columns, gamma, gamma_lam, (cudaStream_t)stream);
   });
   module.def("ppo_loss_scratch_rows", &ppo_loss_scratch_rows);
-  module.def("ppo_loss", [](bool bfloat16, const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses, uintptr_t scratch,
-                            int64_t tokens, const std::array<double, PPO_LOSS_NUMBERS>& numbers, int kl_estimator,
+  module.def("ppo_loss", [](bool bfloat16, const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses,
+                            uintptr_t scratch, int64_t tokens,
+                            const std::array<double, PPO_LOSS_NUMBERS>& numbers, int kl_estimator,
                             uintptr_t stream_address) {
     const PPOLossOptions options = ppo_loss_options(numbers, kl_estimator);
     const cudaStream_t stream = (cudaStream_t)stream_address;
     pybind11::gil_scoped_release release;
-    return bfloat16 ? launch_ppo_loss(ppo_loss_arrays<__nv_bfloat16>(addresses), scratch, tokens, options, stream)
-                    : launch_ppo_loss(ppo_loss_arrays<float>(addresses), scratch, tokens, options, stream);
+    return bfloat16
+               ? launch_ppo_loss(ppo_loss_arrays<__nv_bfloat16>(addresses), scratch, tokens, options, stream)
+               : launch_ppo_loss(ppo_loss_arrays<float>(addresses), scratch, tokens, options, stream);
   });
 
   // This library's copy of the CUDA runtime keeps a current device of its own.

@@ -8,15 +8,16 @@
 using namespace fastrlhf;
 
 template <class T>
-static void run_gae(const std::array<uintptr_t, 7>& a, int64_t rows, int64_t columns, float gamma, float gamma_lam,
-                    bool reversed) {
+static void run_gae(const std::array<uintptr_t, 7>& a, int64_t rows, int64_t columns, float gamma,
+                    float gamma_lam, bool reversed) {
   std::vector<double> scratch(rows * GAE_MOMENTS, NAN);
   const unsigned blocks = (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
   cuda_on_cpu::launch(blocks, GAE_THREADS, reversed, [&] {
     gae_kernel<T>((const T*)a[0], (const T*)a[1], (const bool*)a[2], (const bool*)a[3], (T*)a[4], (T*)a[5],
                   scratch.data(), rows, columns, gamma, gamma_lam);
   });
-  cuda_on_cpu::launch(1, GAE_FINISH_THREADS, reversed, [&] { gae_finish(scratch.data(), (double*)a[6], rows); });
+  cuda_on_cpu::launch(1, GAE_FINISH_THREADS, reversed,
+                      [&] { gae_finish(scratch.data(), (double*)a[6], rows); });
 }
 
 template <class T>
@@ -45,7 +46,9 @@ __global__ void barrier_in_a_branch() {
   if (threadIdx.x < 32) __syncthreads();
 }
 
-__global__ void lane_outside_its_mask(int* out) { out[threadIdx.x] = __shfl_sync(0xffffu, (int)threadIdx.x, 0); }
+__global__ void lane_outside_its_mask(int* out) {
+  out[threadIdx.x] = __shfl_sync(0xffffu, (int)threadIdx.x, 0);
+}
 
 __global__ void warp_functions(int* out) {
   const int lane = threadIdx.x % 32;
@@ -59,14 +62,16 @@ __global__ void warp_functions(int* out) {
 }
 
 PYBIND11_MODULE(cuda_bodies, module) {
-  module.def("gae", [](bool bfloat16, const std::array<uintptr_t, 7>& addresses, int64_t rows, int64_t columns,
-                       float gamma, float gamma_lam, bool reversed) {
-    (bfloat16 ? run_gae<__nv_bfloat16> : run_gae<float>)(addresses, rows, columns, gamma, gamma_lam, reversed);
+  module.def("gae", [](bool bfloat16, const std::array<uintptr_t, 7>& addresses, int64_t rows,
+                       int64_t columns, float gamma, float gamma_lam, bool reversed) {
+    (bfloat16 ? run_gae<__nv_bfloat16> : run_gae<float>)(addresses, rows, columns, gamma, gamma_lam,
+                                                         reversed);
   });
-  module.def("ppo_loss", [](bool bfloat16, const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses, int64_t tokens,
-                            const std::array<double, PPO_LOSS_NUMBERS>& numbers, int kl_estimator, bool reversed) {
-    (bfloat16 ? run_ppo_loss<__nv_bfloat16> : run_ppo_loss<float>)(
-        addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
+  module.def("ppo_loss", [](bool bfloat16, const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses,
+                            int64_t tokens, const std::array<double, PPO_LOSS_NUMBERS>& numbers,
+                            int kl_estimator, bool reversed) {
+    (bfloat16 ? run_ppo_loss<__nv_bfloat16>
+              : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
   module.def("faulty", [](const std::string& kernel, uintptr_t out, bool reversed) {
     cuda_on_cpu::launch(1, 64, reversed, [&] {

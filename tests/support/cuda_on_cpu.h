@@ -1,11 +1,12 @@
 // Runs unmodified CUDA kernel bodies on the CPU: one fiber per CUDA thread, blocks one after another.
 //
-// A fiber runs until it needs the others: at __syncthreads() it waits for the whole block, at a warp operation for the
-// lanes of its mask. Threads run in ascending or in descending order, so that a result which depends on the order (a
-// missing barrier) differs between the two. A barrier that some threads never reach raises instead of hanging.
+// A fiber runs until it needs the others: at __syncthreads() it waits for the whole block, at a warp
+// operation for the lanes of its mask. Threads run in ascending or in descending order, so that a result
+// which depends on the order (a missing barrier) differs between the two. A barrier that some threads never
+// reach raises instead of hanging.
 //
-// Include this before the .cuh files, in one translation unit. What is missing is added when a kernel needs it: dynamic
-// shared memory, atomics, inline PTX.
+// Include this before the .cuh files, in one translation unit. What is missing is added when a kernel needs
+// it: dynamic shared memory, atomics, inline PTX.
 #pragma once
 
 #define FASTRLHF_CUDA_ON_CPU 1
@@ -102,7 +103,8 @@ inline bool release_warp(Fiber* lanes, int count) {
   for (int lane = 0; lane < count; ++lane) {
     const Fiber fiber = lanes[lane];
     if (fiber.state != State::AT_WARP) continue;
-    if (!(fiber.mask >> lane & 1)) throw std::runtime_error("a lane takes part in a warp operation that leaves it out");
+    if (!(fiber.mask >> lane & 1))
+      throw std::runtime_error("a lane takes part in a warp operation that leaves it out");
     unsigned arrived = 0, ballot = 0;
     for (int other = 0; other < count; ++other) {
       if (!waits_with(fiber, lanes[other])) continue;
@@ -160,7 +162,8 @@ inline void run_block(bool reversed) {
 // Runs `body` (a call of the kernel) for every thread of `blocks` x `threads`.
 inline void launch(unsigned blocks, unsigned threads, bool reversed, std::function<void()> body) {
   const size_t bytes = threads * STACK_BYTES;
-  char* stacks = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* stacks =
+      (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) throw std::bad_alloc();
   Block running;
   running.fibers.resize(threads);

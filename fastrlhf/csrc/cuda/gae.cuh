@@ -1,7 +1,7 @@
 // Generalised advantage estimation: one warp a row, 32 positions at a time from the row's end.
 //
-// A_t = delta_t + c A_{t+1} is a chain of affine maps of the advantage after the 32 positions. A scan over the lanes
-// composes the maps; the advantage carried over then goes through each composed map.
+// A_t = delta_t + c A_{t+1} is a chain of affine maps of the advantage after the 32 positions. A scan over
+// the lanes composes the maps; the advantage carried over then goes through each composed map.
 #pragma once
 
 #include "number.cuh"
@@ -26,15 +26,19 @@ __device__ __forceinline__ Affine compose(Affine first, Affine then) {
   return {first.add + first.scale * then.add, first.scale * then.scale, then.forgets};
 }
 
-__device__ __forceinline__ float apply(Affine map, float x) { return map.forgets ? map.add : map.add + map.scale * x; }
+__device__ __forceinline__ float apply(Affine map, float x) {
+  return map.forgets ? map.add : map.add + map.scale * x;
+}
 
 // Grid: ceil(rows / GAE_ROWS_PER_BLOCK) blocks of GAE_THREADS. row_moments: [rows, 3], for `gae_finish`.
-// At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on sm_100.
+// At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on
+// sm_100.
 template <class T>
 __global__ void __launch_bounds__(GAE_THREADS, 1)
     gae_kernel(const T* __restrict__ rewards, const T* __restrict__ values, const bool* __restrict__ mask,
                const bool* __restrict__ moments_mask, T* __restrict__ advantages, T* __restrict__ returns,
-               double* __restrict__ row_moments, int64_t rows, int64_t columns, float gamma, float gamma_lam) {
+               double* __restrict__ row_moments, int64_t rows, int64_t columns, float gamma,
+               float gamma_lam) {
   const int64_t row = (int64_t)blockIdx.x * GAE_ROWS_PER_BLOCK + threadIdx.x / WARP;
   if (row >= rows) return;  // whole warps: the shuffles below are among the lanes of one row
   const int lane = threadIdx.x % WARP;

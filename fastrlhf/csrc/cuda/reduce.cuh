@@ -7,7 +7,8 @@ constexpr unsigned WARP = 32, FULL_WARP = 0xffffffffu;
 
 // The sum over a warp, in lane zero.
 __device__ __forceinline__ double warp_sum(double x) {
-  for (unsigned distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_down_sync(FULL_WARP, x, distance);
+  for (unsigned distance = WARP / 2; distance > 0; distance /= 2)
+    x += __shfl_down_sync(FULL_WARP, x, distance);
   return x;
 }
 
