@@ -236,6 +236,12 @@ def test_adapter_configuration_of_a_wrong_type(tmp_path):
         tiny_trainer(tmp_path, peft_config={"r": 2})
 
 
+def test_adapter_whose_bias_is_trained_is_no_reference(tmp_path):
+    with pytest.raises(ValueError, match="bias='lora_only', which PEFT cannot turn off"):
+        tiny_trainer(tmp_path, peft_config=lora(bias="lora_only"))
+    tiny_trainer(tmp_path, peft_config=lora(bias="lora_only"), ref_model=tiny_llama())
+
+
 def test_adapter_on_an_adapter(tmp_path):
     with pytest.raises(ValueError, match="model is a PEFT model already"):
         tiny_trainer(tmp_path, model=get_peft_model(tiny_llama(), lora()), peft_config=lora())
