@@ -23,7 +23,7 @@ from tests.support.toy import (
 )
 
 SHAPES = ("llama", "gpt2")
-# Other shapes make float32 products add up in another order: an ulp (1.2e-7) for each of a few hundred additions,
+# Other shapes add float32 products up in another order: an ulp (1.2e-7) for each of some hundred additions,
 # in numbers of size 1 to 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 GRADIENTS = {"rtol": 1e-4}
