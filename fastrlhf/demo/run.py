@@ -124,8 +124,8 @@ def build_trainer(
     """The trainer of the demo: LoRA on one frozen base, on which policy, reference and critic all run."""
     args = PPOConfig(
         output_dir=str(out),
-        per_device_train_batch_size=settings.prompts_per_step,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.prompts_per_step // settings.micro_batch,
         num_mini_batches=settings.minibatches,
         num_ppo_epochs=settings.epochs,
         total_episodes=settings.steps * settings.prompts_per_step,
@@ -149,11 +149,13 @@ def build_trainer(
         report_to=["tensorboard"],
         disable_tqdm=True,
     )
+    layers = model.config.num_hidden_layers
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
         target_modules=list(LORA_LAYERS),
+        layers_to_transform=list(range(layers - settings.lora_top_layers, layers)),
         task_type="CAUSAL_LM",
     )
     dataset = Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]})

@@ -15,7 +15,8 @@ class Settings:
         judged: held-out prompts completed before and after training.
         temperature: of sampling and of every log-probability.
         learning_rate: for the adapter and the value head alike.
-        lora_rank, lora_alpha: of the adapter on every linear layer.
+        lora_rank, lora_alpha: of the adapter on every linear map of the top `lora_top_layers` layers.
+        micro_batch: sequences per forward and backward; what it holds is most of the demo's memory.
         kl_coef, kl_target, kl_horizon: KL penalty at the start, KL per sequence (nats) that it is steered to, and over
             how many episodes.
         epochs, minibatches: passes over a batch and optimizer updates in each.
@@ -31,6 +32,8 @@ class Settings:
     learning_rate: float = 1e-3
     lora_rank: int = 16
     lora_alpha: int = 32
+    lora_top_layers: int = 15
+    micro_batch: int = 8
     kl_coef: float = 0.03
     kl_target: float = 5.0
     kl_horizon: int = 160

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,7 +125,11 @@ class PPOConfig(TrainingArguments):
                     f"keep_last is {self.keep_last} and save_total_limit {self.save_total_limit}: set one of the two"
                 )
             self.save_total_limit = self.keep_last
-        super().__post_init__()
+        with (
+            warnings.catch_warnings()
+        ):  # the name is TRL's and ours to keep; transformers 5.23 has renamed its own
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            super().__post_init__()
         self._check()
 
     def _check(self) -> None:

@@ -25,6 +25,7 @@ from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
     base_model,
+    checkpoint_activations,
     context_length,
     disable_dropout,
     evaluation_mode,
@@ -175,8 +176,7 @@ class PPOTrainer(Trainer):
         if self.args.gradient_checkpointing:
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             for module in (self.policy_model, self.value_model):
-                if hasattr(module, "gradient_checkpointing_enable"):
-                    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+                checkpoint_activations(module, kwargs)
 
     def _fresh_state(self) -> OnlineTrainerState:
         callbacks = [*self.callback_handler.callbacks, self.control]
