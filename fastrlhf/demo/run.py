@@ -1,4 +1,4 @@
-"""The demo: PPO on SmolLM2-135M with reviews' first words as prompts, VADER as reward and a judge that it never sees."""
+"""The demo: PPO on SmolLM2-135M, reviews' first words as prompts, VADER as reward, and a judge that it never sees."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def evaluation_mode(model: nn.Module):
 
 
 def checkpoint_activations(model: nn.Module, kwargs: dict) -> None:
-    """Have a Hugging Face model compute its activations again in the backward; others (a value head) have none to save."""
+    """Have a Hugging Face model compute its activations again in the backward; a value head has none to save."""
     for enable in (
         "activation_checkpointing_enable",
         "gradient_checkpointing_enable",

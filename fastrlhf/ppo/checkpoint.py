@@ -32,7 +32,8 @@ def save_checkpoint(
         run_dir: the run's directory.
         step: the step that the checkpoint stands for; one that is there already is replaced.
         write: writes every file into the folder that it is given.
-        keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new one is whole.
+        keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new
+            one is whole.
 
     Returns:
         The checkpoint's folder.
@@ -113,8 +114,8 @@ def check_checkpoint(path: Path) -> dict:
         files, version = dict(manifest["files"]), int(manifest["version"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} has no {MANIFEST}: it is not whole, or not written by fastrlhf's PPOTrainer; pass a checkpoint-<step> "
-            "folder that it wrote, or True for the newest one"
+            f"{path} has no {MANIFEST}: it is not whole, or not written by fastrlhf's PPOTrainer; "
+            "pass a checkpoint-<step> folder that it wrote, or True for the newest one"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}): use an earlier checkpoint") from None
@@ -166,7 +167,7 @@ def _digest(path: Path) -> str:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Give the new checkpoint its name. A kill between the two renames hides both; `clear_leftovers` brings one back."""
+    """Give the new checkpoint its name. A kill between the renames hides both; `clear_leftovers` brings one back."""
     condemned = _hide(final)
     temporary.rename(final)
     shutil.rmtree(condemned, ignore_errors=True)

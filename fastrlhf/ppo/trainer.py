@@ -233,8 +233,8 @@ class PPOTrainer(Trainer):
     def _drawn(self, stream: Iterator[Any], done: int, skip: bool) -> Iterator[Any]:
         """The batches from number `done` on, each drawn with global generators that its number decides.
 
-        A loader that shuffles, or a collator that draws, thus does after a resumption what it would have done, and leaves
-        the generators of rewards and callbacks alone.
+        A loader that shuffles, or a collator that draws, thus does after a resumption what it would have done, and
+        leaves the generators of rewards and callbacks alone.
         """
         for number in range(0 if skip else done, self.args.num_total_batches):
             with state.seeded_generators(self.data_seed * 1_000_003 + number):
@@ -532,8 +532,8 @@ class PPOTrainer(Trainer):
             there = progress["must_match"].get(name)
             if there != here:
                 raise CheckpointError(
-                    f"{folder} was written with {name}={there}, and this run has {name}={here}: set it back to resume, or "
-                    "train without resume_from_checkpoint"
+                    f"{folder} was written with {name}={there}, and this run has {name}={here}: "
+                    "set it back to resume, or train without resume_from_checkpoint"
                 )
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
