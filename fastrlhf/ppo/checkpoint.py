@@ -32,7 +32,8 @@ def save_checkpoint(
         run_dir: the run's directory.
         step: the step that the checkpoint stands for; one that is there already is replaced.
         write: writes every file into the folder that it is given.
-        keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new one is whole.
+        keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new
+            one is whole.
 
     Returns:
         The checkpoint's folder.
@@ -134,7 +135,7 @@ def check_checkpoint(path: Path) -> dict:
 def clear_leftovers(run_dir: Path) -> None:
     """Clear up after processes that were killed while saving.
 
-    A checkpoint that is whole but hidden (the kill came between two renames) gets its name back; all else is removed.
+    A checkpoint that is whole but hidden (the kill came between two renames) gets its name back; the rest is removed.
     """
     for path in sorted(run_dir.glob(".checkpoint-*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
@@ -166,7 +167,7 @@ def _digest(path: Path) -> str:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Give the new checkpoint its name. A kill between the two renames hides both; `clear_leftovers` brings one back."""
+    """Give the new checkpoint its name. A kill between the renames hides both; `clear_leftovers` brings one back."""
     condemned = _hide(final)
     temporary.rename(final)
     shutil.rmtree(condemned, ignore_errors=True)
@@ -193,7 +194,7 @@ def _sync(path: Path) -> None:
 
 
 def _is_saving(pid: int) -> bool:
-    """Whether another process that is alive has this number. (This one saves nothing else while it is asked.)"""
+    """Whether another process that is alive has this number. (This one saves nothing while it is asked.)"""
     if pid == os.getpid():
         return False
     try:
