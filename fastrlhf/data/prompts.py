@@ -69,7 +69,7 @@ def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") 
 
 
 def _columns(dataset: Any) -> list[str] | None:
-    """Names of a dataset's columns, by its first row where it does not say; None where it has no rows of columns."""
+    """Names of a dataset's columns, by its first row where it does not say; None where it has none."""
     if getattr(dataset, "column_names", None):
         return list(dataset.column_names)
     if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0:

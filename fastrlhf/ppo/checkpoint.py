@@ -135,7 +135,7 @@ def check_checkpoint(path: Path) -> dict:
 def clear_leftovers(run_dir: Path) -> None:
     """Clear up after processes that were killed while saving.
 
-    A checkpoint that is whole but hidden (the kill came between two renames) gets its name back; all else is removed.
+    A checkpoint that is whole but hidden (the kill came between two renames) gets its name back; the rest is removed.
     """
     for path in sorted(run_dir.glob(".checkpoint-*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
@@ -194,7 +194,7 @@ def _sync(path: Path) -> None:
 
 
 def _is_saving(pid: int) -> bool:
-    """Whether another process that is alive has this number. (This one saves nothing else while it is asked.)"""
+    """Whether another process that is alive has this number. (This one saves nothing while it is asked.)"""
     if pid == os.getpid():
         return False
     try:

@@ -194,7 +194,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _adapter_file(folder: Path, adapter: str) -> Path:
-    """Where PEFT's `save_pretrained` writes an adapter: one that is not named "default" has a folder of its own."""
+    """Where PEFT writes an adapter: one that is not named "default" has a folder of its own."""
     home = folder / ADAPTER if adapter == "default" else folder / ADAPTER / adapter
     return home / "adapter_model.safetensors"
 

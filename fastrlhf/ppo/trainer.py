@@ -223,12 +223,10 @@ class PPOTrainer(Trainer):
         """The batches of the steps that are still to do, skipping those that a resumed run has done."""
         loader, done = self.get_train_dataloader(), self.state.global_step
         sampler = getattr(loader, "batch_sampler", None)
-        if isinstance(sampler, PromptOrder):
+        in_order = isinstance(sampler, PromptOrder)
+        if in_order:
             sampler.first_batch = done
-            stream = _repeat(loader)
-        else:
-            stream = _repeat(loader)
-        return self._drawn(stream, done, skip=not isinstance(sampler, PromptOrder))
+        return self._drawn(_repeat(loader), done, skip=not in_order)
 
     def _drawn(self, stream: Iterator[Any], done: int, skip: bool) -> Iterator[Any]:
         """The batches from number `done` on, each drawn with global generators that its number decides.
@@ -398,7 +396,7 @@ class PPOTrainer(Trainer):
             self._save(required=ending)
         if self.interrupts.received is None:
             self._show_completions()
-            # what evaluation and callbacks drew, a run that resumes from this step's checkpoint will not have drawn
+            # what evaluation and callbacks drew, a run that resumes from this step will not have drawn
             state.set_random_states(self.random_states)
         if self.interrupts.received is None:
             return self.control.should_training_stop
@@ -484,9 +482,8 @@ class PPOTrainer(Trainer):
         self.is_in_train = True
         try:
             self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-            if (
-                resume_from_checkpoint
-            ):  # after the callbacks, which may draw: the run that wrote it had drawn before
+            # after the callbacks, which may draw: the run that wrote the checkpoint had drawn before
+            if resume_from_checkpoint:
                 state.set_random_states(self.random_states)
             with self.interrupts:
                 self._run()
@@ -502,7 +499,7 @@ class PPOTrainer(Trainer):
             loop.run(self)
         except (RewardError, TrainingStopped, FloatingPointError) as error:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            # where the state of the last step is saved already it stays: updates of this one may have been made since
+            # a checkpoint of the last step stays as it is: updates of this step may have been made since
             path = folder if self._saved == folder and folder.is_dir() else self._save(required=True)
             raise type(error)(
                 f"after step {self.state.global_step}: {error}\nThe last good state is in {path}; "

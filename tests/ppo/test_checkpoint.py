@@ -383,6 +383,14 @@ def test_checkpoint_of_another_run(finished, tmp_path, options, message):
     assert "resume" in said
 
 
+def test_checkpoint_of_another_critic_and_an_optimizer_without_state(tmp_path):
+    """Nothing but the critic's own shape tells the two apart."""
+    critic = tiny_llama_classifier()
+    tiny_trainer(tmp_path, value_model=critic, optim="sgd", **SAVE_EVERY_STEP, total_episodes=8).train()
+    wider = tiny_trainer(tmp_path, value_model=tiny_llama_classifier(intermediate_size=48), optim="sgd")
+    refuses(wider, tmp_path / "checkpoint-1", "of the critic is")
+
+
 def test_checkpoint_with_another_adapter(tmp_path):
     tiny_trainer(tmp_path, peft_config=lora(), **SAVE_EVERY_STEP, total_episodes=8).train()
     folder = tmp_path / "checkpoint-1"

@@ -114,7 +114,7 @@ def test_a_signal_does_not_stop_the_next_run(tmp_path):
 
 
 def test_error_after_a_signal(tmp_path):
-    """The error is what the run ends with; handlers are back, and the next run is not stopped by the old signal."""
+    """The run ends with the error; handlers are back, and the old signal does not stop the next run."""
     broken = True
 
     def reward(prompts, completions):
