@@ -46,7 +46,7 @@ def build(root: Path, env: Mapping[str, str]) -> tuple[dict[str, Path], dict]:
     """
     strict = _strict(env)
     started = time.monotonic()
-    # One folder for each interpreter and processor, and not setuptools' temporary one: a second build finds its objects.
+    # One folder for each interpreter and processor, not setuptools' temporary one: a second build finds its objects.
     folder = root / "build" / "native" / f"{sys.implementation.cache_tag}-{platform.machine()}"
     csrc = root / "fastrlhf" / "csrc"
     modules, reasons = [], {}

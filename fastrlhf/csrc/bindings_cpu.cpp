@@ -1,7 +1,6 @@
-// The Python module fastrlhf._cpu: addresses and sizes in, nothing out. The launchers in fastrlhf/kernels/cpu/ check
-// shapes, dtypes and contiguity before they hand over an address.
+// The Python module fastrlhf._cpu: addresses and sizes in, nothing out. The launchers in
+// fastrlhf/kernels/cpu/ check shapes, dtypes and contiguity before they hand over an address.
 #include <pybind11/pybind11.h>
-
 
 #include "cpu/kernels.h"
 #include "ppo_loss_binding.h"
@@ -29,12 +28,12 @@ void force_portable(bool portable) { portable_forced = portable; }
 
 PYBIND11_MODULE(_cpu, module) {
   using namespace fastrlhf;
-  module.def("gae", [](uintptr_t rewards, uintptr_t values, uintptr_t mask, uintptr_t moments_mask, uintptr_t advantages,
-                       uintptr_t returns, uintptr_t moments, int64_t rows, int64_t columns, float gamma,
-                       float gamma_lam) {
+  module.def("gae", [](uintptr_t rewards, uintptr_t values, uintptr_t mask, uintptr_t moments_mask,
+                       uintptr_t advantages, uintptr_t returns, uintptr_t moments, int64_t rows,
+                       int64_t columns, float gamma, float gamma_lam) {
     pybind11::gil_scoped_release release;
-    gae((const float*)rewards, (const float*)values, (const bool*)mask, (const bool*)moments_mask, (float*)advantages,
-        (float*)returns, (double*)moments, rows, columns, gamma, gamma_lam);
+    gae((const float*)rewards, (const float*)values, (const bool*)mask, (const bool*)moments_mask,
+        (float*)advantages, (float*)returns, (double*)moments, rows, columns, gamma, gamma_lam);
   });
   module.def("ppo_loss", [](const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses, int64_t tokens,
                             const std::array<double, PPO_LOSS_NUMBERS>& numbers, int kl_estimator) {

@@ -12,7 +12,7 @@ struct PPOLossArrays {
   const T *entropy, *ref_logprobs, *weights;  // each may be null
   const double* denominators;                 // [2], policy's and value's
   float* loss;
-  double* stats;                                // [STATS]
+  double* stats;                                  // [STATS]
   T *grad_logprobs, *grad_values, *grad_entropy;  // the last two unused where values or entropy are null
 };
 

@@ -1,7 +1,8 @@
 // What the PPO objective does to one token, written once for every processor.
 //
-// F is a float (a CUDA thread) or a vector of floats (the CPU kernel); comparisons give M, which selects lane by lane.
-// NaN goes where it goes in the reference: a comparison with NaN is false, and minimum and maximum hand NaN on.
+// F is a float (a CUDA thread) or a vector of floats (the CPU kernel); comparisons give M, which selects lane
+// by lane. NaN goes where it goes in the reference: a comparison with NaN is false, and minimum and maximum
+// hand NaN on.
 #pragma once
 
 #include "inline.h"
@@ -16,7 +17,19 @@ struct PPOLossOptions {
 };
 
 // The order of `Stat` in fastrlhf/kernels/ppo_loss.py.
-enum Stat { POLICY_LOSS, VALUE_LOSS, ENTROPY, KL, APPROX_KL, RATIO, CLIPPED, VALUE_CLIPPED, TOKENS, VALUE_TOKENS, STATS };
+enum Stat {
+  POLICY_LOSS,
+  VALUE_LOSS,
+  ENTROPY,
+  KL,
+  APPROX_KL,
+  RATIO,
+  CLIPPED,
+  VALUE_CLIPPED,
+  TOKENS,
+  VALUE_TOKENS,
+  STATS
+};
 
 template <class F>
 using Mask = decltype(F{} < F{});
@@ -49,8 +62,8 @@ FASTRLHF_INLINE F minimum(F a, F b) {
 }
 
 template <class F>
-FASTRLHF_INLINE PolicyTerms<F> policy_terms(F logprob, F old_logprob, F advantage, F weight, float denominator,
-                                            const PPOLossOptions& options) {
+FASTRLHF_INLINE PolicyTerms<F> policy_terms(F logprob, F old_logprob, F advantage, F weight,
+                                            float denominator, const PPOLossOptions& options) {
   const F zero{};
   F log_ratio = logprob - old_logprob;
   const Mask<F> inside = absolute(log_ratio) <= zero + options.log_ratio_clamp;
@@ -96,14 +109,19 @@ FASTRLHF_INLINE ValueTerms<F> value_terms(F value, F old_value, F target, float 
   terms.clipped = clipped_square > square;
   terms.loss = 0.5f * maximum(square, clipped_square);
   terms.gradient = terms.clipped ? zero : (float)options.vf_coef * difference / denominator;
+  if (options.vf_coef == 0) terms.gradient = zero;
   return terms;
 }
 
-// The loss from the sums over all kept tokens.
+// The loss from the sums over all kept tokens. A term whose coefficient is zero is only watched, and stays
+// out: zero times a sum that overflowed would be NaN.
 FASTRLHF_INLINE float ppo_loss_from_sums(const double* sums, double denominator, double value_denominator,
                                          const PPOLossOptions& options) {
-  const double policy = sums[POLICY_LOSS] - options.entropy_coef * sums[ENTROPY] + options.kl_coef * sums[KL];
-  return (float)(policy / denominator + options.vf_coef * sums[VALUE_LOSS] / value_denominator);
+  double loss = sums[POLICY_LOSS] / denominator;
+  if (options.vf_coef != 0) loss += options.vf_coef * sums[VALUE_LOSS] / value_denominator;
+  if (options.entropy_coef != 0) loss -= options.entropy_coef * sums[ENTROPY] / denominator;
+  if (options.kl_coef != 0) loss += options.kl_coef * sums[KL] / denominator;
+  return (float)loss;
 }
 
 }  // namespace fastrlhf

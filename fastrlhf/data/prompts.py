@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -54,23 +54,37 @@ def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") 
     Raises:
         ValueError: neither column is there; the message lists those that are.
     """
-    if dataset is None or not hasattr(dataset, "column_names") or dataset.column_names is None:
+    if isinstance(dataset, dict):
+        return {key: tokenize_prompts(part, tokenizer, f"{name}[{key!r}]") for key, part in dataset.items()}
+    columns = _columns(dataset)
+    if columns is None or "input_ids" in columns:
         return dataset
-    if "input_ids" in dataset.column_names:
-        return dataset
-    if "prompt" not in dataset.column_names:
-        raise ValueError(
-            f"{name} has columns {dataset.column_names}, expected `input_ids` (tokens) or `prompt` (text)"
-        )
+    if "prompt" not in columns:
+        raise ValueError(f"{name} has columns {columns}, expected `input_ids` (tokens) or `prompt` (text)")
+    if not hasattr(dataset, "map"):
+        return [{**row, "input_ids": tokenizer(row["prompt"])["input_ids"]} for row in dataset]
     return dataset.map(
         lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, desc=f"Tokenizing {name}"
     )
 
 
+def _columns(dataset: Any) -> list[str] | None:
+    """Names of a dataset's columns, by its first row where it does not say; None where it has none."""
+    if getattr(dataset, "column_names", None):
+        return list(dataset.column_names)
+    if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        return None
+    return list(dataset[0]) if isinstance(dataset[0], Mapping) else None
+
+
 def check_prompts(
     dataset: Iterable[dict], limit: int | None, response_length: int, name: str = "train_dataset"
 ) -> None:
-    """Raise ValueError at the first row that is empty or leaves no room for a response in `limit` tokens of context."""
+    """Raise ValueError at the first row that is empty or leaves no room for a response in `limit` tokens."""
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            check_prompts(part, limit, response_length, f"{name}[{key!r}]")
+        return
     rows = (
         dataset["input_ids"]
         if getattr(dataset, "column_names", None)

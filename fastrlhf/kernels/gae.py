@@ -49,7 +49,9 @@ def gae(
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not fit, gamma or lam outside [0, 1].
 
-    Memory: the three outputs, and nothing that grows with B x T besides.
+    Memory: the three outputs, and nothing that grows with B x T besides; the reference also holds a few
+    float64 temporaries of that size for the moments (a column at a time they took 20 ms for [64, 512] on
+    one core, not 12.5).
     """
     check_dims("rewards", rewards, 2, "[B, T]")
     check_dtype("rewards", rewards, FLOATS)

@@ -77,7 +77,7 @@ def ppo_loss(
              - entropy_coef sum(entropy) / denominator
              + kl_coef sum(kl(logprobs, ref_logprobs)) / denominator
 
-    A term whose coefficient is zero is only watched: what overflows in its statistic does not reach loss or gradients.
+    A term whose coefficient is zero is only watched: if its statistic overflows, loss and gradients do not.
 
     Args:
         logprobs, old_logprobs, advantages: `[...]`, one shape and float dtype.

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels import linear_logprob
-from fastrlhf.models.backbone import backbone, base_model, final_hidden_states, packed_hidden_states
-from fastrlhf.models.heads import ValueHead, language_model_head
+from fastrlhf.models.backbone import base_model, final_hidden_states, packed_hidden_states
+from fastrlhf.models.heads import ValueHead, check_score_head, language_model_head
 
 
 class Responses(NamedTuple):
     """Prompts with responses, as models read them.
 
-    input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool); prompt_length
-    P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
+    input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool);
+    prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
     """
 
     input_ids: torch.Tensor
@@ -80,12 +80,7 @@ class ActorCritic(nn.Module):
         self.detach_value = detach_value
         self.hidden_states = packed_hidden_states if packing else final_hidden_states
         if not self.shares_base:
-            backbone(value_model)
-            if not hasattr(value_model, "score"):
-                raise ValueError(
-                    f"value_model is a {type(value_model).__name__} without a `score` head; pass an "
-                    "AutoModelForSequenceClassification with num_labels=1, or None for a head on the policy's base"
-                )
+            check_score_head(value_model, "value_model", "or None for a head on the policy's base")
 
     @property
     def shares_base(self) -> bool:

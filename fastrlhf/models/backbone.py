@@ -116,6 +116,17 @@ def evaluation_mode(model: nn.Module):
             module.training = True
 
 
+def checkpoint_activations(model: nn.Module, kwargs: dict) -> None:
+    """Have a Hugging Face model compute its activations again in the backward; a value head has none to save."""
+    for enable in (
+        "activation_checkpointing_enable",
+        "gradient_checkpointing_enable",
+    ):  # the second before 5.23
+        if hasattr(model, enable):
+            getattr(model, enable)(kwargs)
+            return
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability to zero: policy and reference must differ by their weights alone.
 

@@ -71,9 +71,7 @@ def check_language_model_head(model: nn.Module) -> None:
     head = language_model_head(model)
     model = base_model(model)
     tokens = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
-    with evaluation_mode(
-        model
-    ):  # a new model is in training mode, where dropout makes any two forwards differ
+    with evaluation_mode(model):  # dropout would tell the two apart
         expected = model(input_ids=tokens).logits
         hidden = backbone(model)(input_ids=tokens).last_hidden_state
     actual = torch.nn.functional.linear(hidden, head.weight, head.bias)
@@ -86,3 +84,19 @@ def check_language_model_head(model: nn.Module) -> None:
             f"{type(model).__name__} does more to its logits than one linear map (a scale, perhaps), which is not "
             "supported: log-probabilities are computed from hidden states, without whole logits"
         )
+
+
+def check_score_head(model: nn.Module, name: str, otherwise: str) -> None:
+    """Raise ValueError unless `model` maps tokens to one number: a backbone and a `score` head of width one.
+
+    Args:
+        model: what was passed as the argument `name`.
+        otherwise: what may be passed in place of such a model.
+    """
+    expected = f"pass an AutoModelForSequenceClassification with num_labels=1, {otherwise}"
+    if not hasattr(model, "score"):
+        raise ValueError(f"{name} is a {type(model).__name__} without a `score` head; {expected}")
+    width = getattr(model.score, "out_features", 1)
+    if width != 1:
+        raise ValueError(f"the `score` head of {name} gives {width} numbers, expected one; {expected}")
+    backbone(model)

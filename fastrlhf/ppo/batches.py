@@ -29,8 +29,8 @@ def resolve_batch_sizes(args: PPOConfig, prompts: int) -> None:
     if args.batch_size > prompts:
         raise ValueError(
             f"train_dataset has {prompts} rows, fewer than one batch of {args.batch_size} (per_device_train_batch_size="
-            f"{args.per_device_train_batch_size} x gradient_accumulation_steps={args.gradient_accumulation_steps}): make "
-            "the batch smaller or add prompts"
+            f"{args.per_device_train_batch_size} x gradient_accumulation_steps={args.gradient_accumulation_steps}): "
+            "make the batch smaller or add prompts"
         )
     if args.local_batch_size % args.num_mini_batches:
         raise ValueError(

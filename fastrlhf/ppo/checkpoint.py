@@ -16,7 +16,7 @@ FORMAT = "fastrlhf-ppo"
 VERSION = 1
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_TEMPORARY = re.compile(r"\.checkpoint-\d+\.(\d+)(?:\.old)?\.tmp")
+_TEMPORARY = re.compile(r"\.checkpoint-(\d+)\.(\d+)(?:\.old)?\.tmp")
 
 
 class CheckpointError(RuntimeError):
@@ -32,7 +32,8 @@ def save_checkpoint(
         run_dir: the run's directory.
         step: the step that the checkpoint stands for; one that is there already is replaced.
         write: writes every file into the folder that it is given.
-        keep_last: how many checkpoints stay; all if None. Older ones go only once the new one is whole.
+        keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new
+            one is whole.
 
     Returns:
         The checkpoint's folder.
@@ -40,11 +41,10 @@ def save_checkpoint(
     Raises:
         CheckpointError: the files could not be written (a full disk, say); nothing half-written stays.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     final, temporary = run_dir / f"checkpoint-{step}", run_dir / f".checkpoint-{step}.{os.getpid()}.tmp"
-    remove_leftovers(run_dir)
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(run_dir)
         temporary.mkdir()
         write(temporary)
         _write_manifest(temporary, step)
@@ -55,13 +55,15 @@ def save_checkpoint(
         _sync(run_dir)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(run_dir).free / 1e6
+        with suppress(OSError):
+            clear_leftovers(run_dir)
         raise CheckpointError(
-            f"could not write {final} ({type(error).__name__}: {error}; {free:,.0f} MB free); "
+            f"could not write {final} ({type(error).__name__}: {error}{_free_space(run_dir)}); "
             "earlier checkpoints are untouched: free some space or set another output_dir"
         ) from error
-    if keep_last is not None:
-        for _, old in list(checkpoints(run_dir))[:-keep_last]:
+    if keep_last is not None and keep_last > 0:
+        others = [path for _, path in checkpoints(run_dir) if path != final]
+        for old in others[: len(others) - (keep_last - 1)]:
             _discard(old)
     return final
 
@@ -83,8 +85,10 @@ def find_checkpoint(run_dir: Path, asked: str | Path | bool) -> Path:
         CheckpointError: it is not there, or it (for True: every one) is not whole.
     """
     if asked is not True:
+        clear_leftovers(Path(asked).parent)
         check_checkpoint(Path(asked))
         return Path(asked)
+    clear_leftovers(run_dir)
     problems = []
     for _, path in reversed(list(checkpoints(run_dir))):
         try:
@@ -107,16 +111,18 @@ def check_checkpoint(path: Path) -> dict:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         ours = manifest["format"] == FORMAT
-        files, version = manifest["files"], manifest["version"]
+        files, version = dict(manifest["files"]), int(manifest["version"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} has no {MANIFEST}: it was not written by fastrlhf's PPOTrainer"
+            f"{path} has no {MANIFEST}: it is not whole, or not written by fastrlhf's PPOTrainer; "
+            "pass a checkpoint-<step> folder that it wrote, or True for the newest one"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}): use an earlier checkpoint") from None
     if not ours or version > VERSION:
         raise CheckpointError(
-            f"{path} is {manifest['format']} version {version}, expected {FORMAT} {VERSION}"
+            f"{path} is {manifest['format']} version {version}, expected {FORMAT} {VERSION}: read it with the fastrlhf "
+            "that wrote it"
         )
     for name, digest in files.items():
         if not (path / name).is_file():
@@ -126,11 +132,24 @@ def check_checkpoint(path: Path) -> dict:
     return manifest
 
 
-def remove_leftovers(run_dir: Path) -> None:
-    """Remove what processes that are gone left half-written."""
-    for path in run_dir.glob(".checkpoint-*.tmp"):
+def clear_leftovers(run_dir: Path) -> None:
+    """Clear up after processes that were killed while saving.
+
+    A checkpoint that is whole but hidden (the kill came between two renames) gets its name back; the rest is removed.
+    """
+    for path in sorted(run_dir.glob(".checkpoint-*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
+        if match is None or _is_saving(int(match[2])):
+            continue
+        final = run_dir / f"checkpoint-{match[1]}"
+        try:
+            check_checkpoint(path)
+            whole = not final.exists()
+        except (CheckpointError, OSError):
+            whole = False
+        if whole:
+            path.rename(final)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -148,18 +167,22 @@ def _digest(path: Path) -> str:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Give the new checkpoint its name. One of the same step is the same state: between the two renames it is hidden."""
-    if final.exists():
-        _discard(final)
+    """Give the new checkpoint its name. A kill between the renames hides both; `clear_leftovers` brings one back."""
+    condemned = _hide(final)
     temporary.rename(final)
+    shutil.rmtree(condemned, ignore_errors=True)
 
 
 def _discard(path: Path) -> None:
     """Remove a checkpoint; its name goes first, so that a kill in between leaves nothing that looks whole."""
-    condemned = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(_hide(path), ignore_errors=True)
+
+
+def _hide(path: Path) -> Path:
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     with suppress(FileNotFoundError):
-        path.rename(condemned)
-    shutil.rmtree(condemned, ignore_errors=True)
+        path.rename(hidden)
+    return hidden
 
 
 def _sync(path: Path) -> None:
@@ -170,7 +193,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_saving(pid: int) -> bool:
+    """Whether another process that is alive has this number. (This one saves nothing while it is asked.)"""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -178,3 +204,10 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+    except OSError:
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,7 +88,7 @@ class PPOConfig(TrainingArguments):
     )
     reward_position: Literal["after_end", "end"] = _option(
         "after_end",
-        "Where a score lands: 'end' on the response's last token; 'after_end' one later where there is room, as TRL does.",
+        "Where a score lands: 'end' on the response's last token; 'after_end' one later if there is room, as in TRL.",
     )
     adaptive_kl_target: float | None = _option(
         None, "KL per sequence (nats) that kl_coef is steered to; None: fixed."
@@ -121,10 +122,14 @@ class PPOConfig(TrainingArguments):
         if self.keep_last is not None:
             if self.save_total_limit not in (None, self.keep_last):
                 raise ValueError(
-                    f"keep_last is {self.keep_last} and save_total_limit {self.save_total_limit}: they mean the same, set one"
+                    f"keep_last is {self.keep_last} and save_total_limit {self.save_total_limit}: set one of the two"
                 )
             self.save_total_limit = self.keep_last
-        super().__post_init__()
+        with (
+            warnings.catch_warnings()
+        ):  # the name is TRL's and ours to keep; transformers 5.23 has renamed its own
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            super().__post_init__()
         self._check()
 
     def _check(self) -> None:

@@ -23,6 +23,7 @@ class Interrupts:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupts:
+        self.received, self._before = None, {}
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers anywhere else
             for number in self.SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
@@ -30,7 +31,7 @@ class Interrupts:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame) -> None:
         if self.received is not None:

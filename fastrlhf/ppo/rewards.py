@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fastrlhf.kernels import kl_estimate
-from fastrlhf.models.backbone import backbone, final_hidden_states
+from fastrlhf.models.backbone import final_hidden_states
+from fastrlhf.models.heads import check_score_head
 from fastrlhf.ppo.rollout import Rollout
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -62,8 +63,8 @@ class Scorer:
     """The score of each response: the weighted sum of what reward models and reward functions give.
 
     Args:
-        rewards: one reward model (an `nn.Module` with a `score` head) or function `(prompts, completions) -> scores`, or a
-            list of them.
+        rewards: one reward model (an `nn.Module` with a `score` head) or function `(prompts, completions) -> scores`,
+            or a list of them.
         weights: one number per reward; all one if None.
         tokenizer: decodes prompts and completions for functions.
 
@@ -77,12 +78,7 @@ class Scorer:
             raise ValueError("reward_model is an empty list: pass at least one reward")
         for reward in self.rewards:
             if isinstance(reward, nn.Module):
-                backbone(reward)
-                if not hasattr(reward, "score"):
-                    raise ValueError(
-                        f"reward_model {type(reward).__name__} has no `score` head; pass an "
-                        "AutoModelForSequenceClassification with num_labels=1, or a function"
-                    )
+                check_score_head(reward, "reward_model", "or a function")
             elif not callable(reward):
                 raise TypeError(
                     f"reward_model is a {type(reward).__name__}, expected a model, a function or a list"
@@ -143,27 +139,41 @@ def model_scores(model: nn.Module, rollout: Rollout, batch_size: int) -> torch.T
 def function_scores(function: RewardFunction, prompts: list[str], completions: list[str]) -> torch.Tensor:
     """`[B]`: what a reward function gives, tried once more if it raises (a service may have been away)."""
     try:
-        scores = function(prompts, completions)
+        scores = function(list(prompts), list(completions))
     except Exception:
         try:
-            scores = function(prompts, completions)
+            scores = function(list(prompts), list(completions))
         except Exception as error:
             row = _first_failing_row(function, prompts, completions)
             raise RewardError(
-                f"{_name(function)} raised {type(error).__name__}: {error}, twice\n{_show(row, prompts, completions)}"
+                f"{_name(function)} raised {type(error).__name__}: {error}, twice\n"
+                + _show(row, prompts, completions)
             ) from error
     if hasattr(scores, "tolist"):
         scores = scores.tolist()
+    if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
+        raise RewardError(
+            f"{_name(function)} gave {scores!r}, expected a list with one number for each of the {len(prompts)} "
+            f"completions\n{_show(0, prompts, completions)}"
+        )
     scores = list(scores)
     if len(scores) != len(prompts):
         raise RewardError(
             f"{_name(function)} gave {len(scores)} rewards for {len(prompts)} completions, expected one each\n"
             + _show(0, prompts, completions)
         )
-    try:
-        return torch.tensor([float("nan") if score is None else float(score) for score in scores])
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"{_name(function)} gave something that is not a number: {error}") from error
+    numbers = []
+    for row, score in enumerate(scores):
+        try:
+            if isinstance(score, (str, bytes)):
+                raise TypeError
+            numbers.append(float(score))
+        except (TypeError, ValueError):
+            raise RewardError(
+                f"{_name(function)} gave {score!r} for completion {row}, expected a finite number\n"
+                + _show(row, prompts, completions)
+            ) from None
+    return torch.tensor(numbers)
 
 
 def _first_failing_row(function: RewardFunction, prompts: list[str], completions: list[str]) -> int:

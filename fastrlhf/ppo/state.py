@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerState
+from transformers import set_seed
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from fastrlhf.ppo.trainer import PPOTrainer
 
 SHARD_SIZE = "200MB"
+_WRAPPER = re.compile(
+    r"\.modules_to_save\.[^.]+|\.original_module"
+)  # what PEFT puts around a module trained whole
 ADAPTER, CRITIC, TRAINING, PROGRESS, TRAINER_STATE = (
     "adapter",
     "critic.safetensors",
@@ -55,19 +61,85 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
         CheckpointError: it is not whole, or is of another model, optimizer or seed.
     """
     check_checkpoint(folder)
-    progress = json.loads((folder / PROGRESS).read_text())
-    trainer.check_progress(progress, folder)
     try:
+        progress = json.loads((folder / PROGRESS).read_text())
+        trainer.check_progress(progress, folder)
+        loaded = type(trainer.state).load_from_json(str(folder / TRAINER_STATE))
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        # all that can be wrong is looked for before the first weight changes
+        check_policy(trainer.policy_model, folder)
+        check_tensors(trainer.model.value_model.state_dict(), [folder / CRITIC], "critic")
+        check_optimizer(trainer.optimizer, training["optimizer"])
         load_policy(trainer.policy_model, folder)
         load_critic(trainer.model.value_model, folder / CRITIC)
-        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         trainer.optimizer.load_state_dict(training["optimizer"])
         trainer.lr_scheduler.load_state_dict(training["scheduler"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} is a checkpoint of another model or optimizer: {error}") from error
-    trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE))
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{folder} is a checkpoint of another model or optimizer ({error}): build the trainer with the arguments "
+            "that it was written with, or train without resume_from_checkpoint"
+        ) from error
+    trainer.state = loaded
     trainer.restore_progress(progress)
-    set_random_states(training["random"])
+    trainer.random_states = training["random"]
+
+
+def check_tensors(
+    expected: dict[str, torch.Tensor], files: list[Path], what: str, shared: bool = False
+) -> None:
+    """Raise ValueError unless safetensors files hold tensors of the expected names and shapes, and no others.
+
+    Args:
+        shared: names of the same memory (tied weights) need be there once only.
+    """
+    there: dict[str, list[int]] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            there |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name, shape in there.items():
+        if name not in expected:
+            raise ValueError(f"the {what} has no {name}")
+        if shape != list(expected[name].shape):
+            raise ValueError(f"{name} of the {what} is {list(expected[name].shape)}, and {shape} there")
+    stored = {expected[name].data_ptr() for name in there} if shared else set()
+    missing = [
+        name
+        for name, tensor in expected.items()
+        if name not in there and tensor.numel() and tensor.data_ptr() not in stored
+    ]
+    if missing:
+        raise ValueError(f"{', '.join(missing[:3])} of the {what} is not there")
+
+
+def check_policy(model: nn.Module, folder: Path) -> None:
+    """Raise ValueError unless the checkpoint's policy is of this model's shape, adapter or all."""
+    if is_peft(model):
+        from peft.utils import get_peft_model_state_dict
+
+        if not (folder / ADAPTER).is_dir():
+            raise ValueError("it holds a policy without an adapter, and this one has one")
+        name = model.active_adapter
+        expected = get_peft_model_state_dict(model, adapter_name=name)
+        check_tensors(expected, [_adapter_file(folder, name)], "adapter")
+    elif (folder / ADAPTER).is_dir():
+        raise ValueError("it holds a policy with an adapter, and this one has none")
+    else:
+        check_tensors(model.state_dict(), _shards(folder), "policy", shared=True)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Raise ValueError unless a saved optimizer state is of these groups and parameters."""
+    ours, theirs = optimizer.param_groups, saved["param_groups"]
+    if [len(group["params"]) for group in ours] != [len(group["params"]) for group in theirs]:
+        raise ValueError("the optimizer has other groups of parameters")
+    ids = [number for group in theirs for number in group["params"]]
+    parameters = [parameter for group in ours for parameter in group["params"]]
+    for number, parameter in zip(ids, parameters, strict=True):
+        for name, value in saved["state"].get(number, {}).items():
+            if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"the optimizer's {name} is {list(value.shape)} for {list(parameter.shape)}")
 
 
 def save_policy(model: nn.Module, folder: Path) -> None:
@@ -81,28 +153,24 @@ def save_policy(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The base's state dict with the active adapters added in; the model itself keeps every bit.
+    """The base's state dict with the active adapters merged in; the model itself keeps every bit.
 
-    (Merging in place and unmerging changes the last bits of the base, and a resumed run must have the same.)
+    (Merging in place and unmerging changes the last bits of the base, and a resumed run must have the same. So one
+    layer at a time is copied, and the copy merged.)
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = base_model(model)
-    modules = dict(base.named_modules())
-    tuned = {name: module for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
+    tuned = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
     state = {}
     for name, tensor in base.state_dict().items():
         owner = name.rpartition(".")[0]
-        layer = next((layer for layer in tuned if owner == layer or owner.startswith(f"{layer}.")), None)
-        if layer is None:
-            state[name.replace(".modules_to_save.default", "").replace(".original_module", "")] = tensor
-        elif owner == f"{layer}.base_layer":
-            kind = name.rpartition(".")[2]
-            merged = tensor
-            if kind == "weight":
-                for adapter in tuned[layer].active_adapters:
-                    merged = merged + tuned[layer].get_delta_weight(adapter).to(tensor.dtype)
-            state[f"{layer}.{kind}"] = merged
+        if not any(owner == layer or owner.startswith(f"{layer}.") for layer in tuned):
+            state[_WRAPPER.sub("", name)] = tensor
+    for name, layer in tuned.items():
+        copied = copy.deepcopy(layer)
+        copied.merge()
+        state |= {f"{name}.{key}": value for key, value in copied.get_base_layer().state_dict().items()}
     return state
 
 
@@ -111,18 +179,24 @@ def load_policy(model: nn.Module, folder: Path) -> None:
     if is_peft(model):
         from peft.utils import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_file(folder / ADAPTER / "adapter_model.safetensors"))
+        name = model.active_adapter
+        set_peft_model_state_dict(model, load_file(_adapter_file(folder, name)), adapter_name=name)
         return
     state = model.state_dict()
-    loaded = set()
-    for shard in sorted(folder.glob("model*.safetensors")):
+    for shard in _shards(folder):
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safe_open file is not a dict
                 state[name].copy_(file.get_tensor(name))
-                loaded.add(state[name].data_ptr())
-    missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
-    if missing:
-        raise ValueError(f"the checkpoint's policy lacks {', '.join(missing[:3])}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _adapter_file(folder: Path, adapter: str) -> Path:
+    """Where PEFT writes an adapter: one that is not named "default" has a folder of its own."""
+    home = folder / ADAPTER if adapter == "default" else folder / ADAPTER / adapter
+    return home / "adapter_model.safetensors"
 
 
 def save_critic(model: nn.Module, path: Path) -> None:
@@ -147,6 +221,17 @@ def random_states() -> dict[str, Any]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
+
+
+@contextmanager
+def seeded_generators(seed: int):
+    """Global random generators that start from `seed` in the block, and are as they were after it."""
+    before = random_states()
+    set_seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        set_random_states(before)
 
 
 def set_random_states(states: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from transformers.trainer_callback import ExportableState
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
 from fastrlhf.generation.engine import generate
+from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
     base_model,
+    checkpoint_activations,
     context_length,
     disable_dropout,
     evaluation_mode,
@@ -59,16 +60,16 @@ class OnlineTrainerState(TrainerState):
 class PPOTrainer(Trainer):
     """Train a language model by proximal policy optimisation.
 
-    Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so that
-    a script written for it runs when its import line changes; `docs/differences.md` lists where the two differ.
+    Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
+    that a script written for it runs when its import line changes; `docs/differences.md` lists where the two differ.
 
     Args:
         args: a `PPOConfig`.
         processing_class: the tokenizer.
         model: the policy, an `AutoModelForCausalLM` or a PEFT model around one.
         ref_model: the reference. None: the policy with its adapter off (PEFT), or a frozen copy of it.
-        reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str]) ->
-            list[float]`, or a list of these, weighted by `args.reward_weights`.
+        reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str])
+            -> list[float]`, or a list of these, weighted by `args.reward_weights`.
         train_dataset: rows with `input_ids` (tokens) or `prompt` (text).
         value_model: the critic, an `AutoModelForSequenceClassification`. None: a value head on the policy's base.
         data_collator: makes `input_ids` (and `attention_mask`) of a list of rows; pads on the left by default.
@@ -102,12 +103,18 @@ class PPOTrainer(Trainer):
             raise ValueError("train_dataset is None: PPO needs prompts")
         if ref_model is model:
             raise ValueError("ref_model is the same object as model: pass a copy of it, or None")
+        if value_model is not None and any(
+            value_model is other for other in (model, ref_model, *_as_list(reward_model))
+        ):
+            raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
         model = _with_adapter(model, peft_config)
         pad_token_id = ensure_pad_token(
             processing_class, base_model(model).config.get_text_config().vocab_size
         )
         check_language_model_head(model)
         _check_vocabulary(model, ref_model)
+        if ref_model is None and args.ref_adapter_name is None:
+            _check_adapter_can_be_off(model)
         if args.bf16 and args.device.type == "cpu":
             warnings.warn(
                 "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
@@ -117,6 +124,8 @@ class PPOTrainer(Trainer):
         train_dataset = tokenize_prompts(train_dataset, processing_class)
         eval_dataset = tokenize_prompts(eval_dataset, processing_class, "eval_dataset")
         check_prompts(train_dataset, context_length(model), args.response_length)
+        if eval_dataset is not None:
+            check_prompts(eval_dataset, context_length(model), args.response_length, "eval_dataset")
         resolve_batch_sizes(args, len(train_dataset))
         super().__init__(
             model=model,
@@ -154,6 +163,7 @@ class PPOTrainer(Trainer):
         self.phase_listeners: list[Callable[[str], None]] = []
         self.random_states = state.random_states()
         self._save_failed = False
+        self._saved: Path | None = None
 
     def _place_models(self) -> None:
         """Frozen models in evaluation mode, all without dropout, all on the device."""
@@ -166,8 +176,7 @@ class PPOTrainer(Trainer):
         if self.args.gradient_checkpointing:
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             for module in (self.policy_model, self.value_model):
-                if hasattr(module, "gradient_checkpointing_enable"):
-                    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+                checkpoint_activations(module, kwargs)
 
     def _fresh_state(self) -> OnlineTrainerState:
         callbacks = [*self.callback_handler.callbacks, self.control]
@@ -214,12 +223,22 @@ class PPOTrainer(Trainer):
         """The batches of the steps that are still to do, skipping those that a resumed run has done."""
         loader, done = self.get_train_dataloader(), self.state.global_step
         sampler = getattr(loader, "batch_sampler", None)
-        if isinstance(sampler, PromptOrder):
+        in_order = isinstance(sampler, PromptOrder)
+        if in_order:
             sampler.first_batch = done
-            stream = iter(loader)
-        else:
-            stream = islice(_repeat(loader), done, None)
-        return islice(stream, max(0, self.args.num_total_batches - done))
+        return self._drawn(_repeat(loader), done, skip=not in_order)
+
+    def _drawn(self, stream: Iterator[Any], done: int, skip: bool) -> Iterator[Any]:
+        """The batches from number `done` on, each drawn with global generators that its number decides.
+
+        A loader that shuffles, or a collator that draws, thus does after a resumption what it would have done, and
+        leaves the generators of rewards and callbacks alone.
+        """
+        for number in range(0 if skip else done, self.args.num_total_batches):
+            with state.seeded_generators(self.data_seed * 1_000_003 + number):
+                batch = next(stream)
+            if number >= done:
+                yield batch
 
     def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:
         """Rows of each minibatch of one epoch over a batch: in order in the first, shuffled in the others.
@@ -254,7 +273,8 @@ class PPOTrainer(Trainer):
         parts = []
         for start in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
             rows = slice(start, start + self.args.local_rollout_forward_batch_size)
-            with self.autocast(), evaluation_mode(self.policy_model):
+            # in evaluation mode gradient checkpointing, which keeps no cache, is off
+            with self.autocast(), evaluation_mode(self.policy_model), _counting_rows_from(start):
                 parts.append(
                     generate(
                         self.policy_model,
@@ -321,10 +341,13 @@ class PPOTrainer(Trainer):
         return torch.autocast(self.args.device.type, torch.bfloat16)
 
     def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Clip and step, unless the loss or the gradient is not finite. Returns the gradient's norm and if it was skipped.
+        """Clip and step, unless the loss or the gradient is not finite.
+
+        Returns:
+            The gradient's norm before clipping, and whether the update was skipped.
 
         Raises:
-            TrainingStopped: `args.max_skipped_updates` in a row were not finite; a checkpoint holds the last good state.
+            TrainingStopped: `args.max_skipped_updates` in a row were not finite.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         limit = self.args.max_grad_norm
@@ -371,13 +394,25 @@ class PPOTrainer(Trainer):
         ending = self.interrupts.received is not None or self.control.should_training_stop
         if self.control.should_save or self.interrupts.received is not None or self._save_failed:
             self._save(required=ending)
+        if self.interrupts.received is None:
+            self._show_completions()
+            # what evaluation and callbacks drew, a run that resumes from this step will not have drawn
+            state.set_random_states(self.random_states)
+        if self.interrupts.received is None:
+            return self.control.should_training_stop
+        if self._saved is None or self._saved.name != f"checkpoint-{self.state.global_step}":
+            self._save(required=True)
+        return True
+
+    def _show_completions(self) -> None:
+        """Evaluate, or show some completions, where it is due."""
+        args = self.args
         if self.control.should_evaluate:
             self.evaluate()
         elif self.eval_dataset is not None and args.num_sample_generations > 0:
             every = max(1, args.num_total_batches // args.num_sample_generations)
             if (self.state.global_step - 1) % every == 0:
                 self.generate_completions(sampling=True)
-        return ending
 
     def lr_scheduler_step(self) -> None:
         """One step of the schedule for each batch of experience, as TRL does."""
@@ -413,7 +448,12 @@ class PPOTrainer(Trainer):
             "tokens_per_second": tokens / seconds["step"],
             "elapsed_s": elapsed,
             **{f"time/{phase}": value for phase, value in seconds.items()},
+            **self.extra_metrics(rollout),
         }
+
+    def extra_metrics(self, rollout: Rollout) -> dict[str, float]:
+        """What is logged beside PPO's metrics; override it to add your own measures of a rollout."""
+        return {"memory/rss_mb": resident_mb(), "memory/peak_rss_mb": peak_resident_mb()}
 
     # The run
 
@@ -421,17 +461,18 @@ class PPOTrainer(Trainer):
         """Run the loop to its end.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a CPU the
-                resumed run computes what the uninterrupted one would have, to the bit.
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a
+                CPU the resumed run computes what the uninterrupted one would have, to the bit.
 
         Raises:
             CheckpointError: the checkpoint is not whole or not of this run, or the last one could not be written.
             RewardError, TrainingStopped: the run cannot go on; a checkpoint holds its last good state.
             SystemExit: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
         """
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row, self._save_failed, self._saved = 0, False, None
         if resume_from_checkpoint:
-            state.read_state(self, find_checkpoint(Path(self.args.output_dir), resume_from_checkpoint))
+            self._saved = find_checkpoint(Path(self.args.output_dir), resume_from_checkpoint)
+            state.read_state(self, self._saved)
         else:
             self.state = self._fresh_state()
         self.state.max_steps = self.args.num_total_batches
@@ -441,6 +482,9 @@ class PPOTrainer(Trainer):
         self.is_in_train = True
         try:
             self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            # after the callbacks, which may draw: the run that wrote the checkpoint had drawn before
+            if resume_from_checkpoint:
+                state.set_random_states(self.random_states)
             with self.interrupts:
                 self._run()
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -454,10 +498,12 @@ class PPOTrainer(Trainer):
         try:
             loop.run(self)
         except (RewardError, TrainingStopped, FloatingPointError) as error:
-            path = self._save(required=True)
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            # a checkpoint of the last step stays as it is: updates of this step may have been made since
+            path = folder if self._saved == folder and folder.is_dir() else self._save(required=True)
             raise type(error)(
-                f"step {self.state.global_step + 1}: {error}\nThe state before it is in {path}; when the cause is mended, "
-                "go on with train(resume_from_checkpoint=True)"
+                f"after step {self.state.global_step}: {error}\nThe last good state is in {path}; "
+                "when the cause is mended, go on with train(resume_from_checkpoint=True)"
             ) from error
 
     # Saving
@@ -483,7 +529,8 @@ class PPOTrainer(Trainer):
             there = progress["must_match"].get(name)
             if there != here:
                 raise CheckpointError(
-                    f"{folder} was written with {name}={there}, and this run has {name}={here}"
+                    f"{folder} was written with {name}={there}, and this run has {name}={here}: "
+                    "set it back to resume, or train without resume_from_checkpoint"
                 )
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
@@ -511,7 +558,7 @@ class PPOTrainer(Trainer):
                 raise
             warnings.warn(f"{error}; training goes on, and the next step tries again", stacklevel=2)
             return None
-        self._save_failed = False
+        self._save_failed, self._saved = False, path
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         return path
 
@@ -573,8 +620,16 @@ def _with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     return model
 
 
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
     if args.stop_token == "eos":
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "stop_token is 'eos' and the tokenizer has no end token: set tokenizer.eos_token"
+            )
         return (tokenizer.eos_token_id,)
     return () if args.stop_token_id is None else (args.stop_token_id,)
 
@@ -587,6 +642,28 @@ def _check_vocabulary(model: nn.Module, ref_model: nn.Module | None) -> None:
         raise ValueError(
             f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
         )
+
+
+def _check_adapter_can_be_off(model: nn.Module) -> None:
+    """The reference is the policy with its adapter off; a bias that was trained with it stays on in PEFT."""
+    for config in model.peft_config.values() if is_peft(model) else ():
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            raise ValueError(
+                f"the adapter has bias={bias!r}, which PEFT cannot turn off to give the reference: use bias='none', or "
+                "pass a ref_model"
+            )
+
+
+@contextmanager
+def _counting_rows_from(start: int):
+    """Add to the generator's error the row of the batch at which its rows start."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error} (counted from row {start} of the batch)" if start else str(error)
+        ) from None
 
 
 def _widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrlhf import kernels
+from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.gae import _gae
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
@@ -135,7 +136,7 @@ def test_moments_mask_counts_fewer_positions_and_never_masked_ones(device):
 
 
 def test_moments_of_micro_batches_add_up(device):
-    rewards, values, mask = (tensor.to(device) for tensor in rows((8, 33), torch.float64))
+    rewards, values, mask = (tensor.to(device) for tensor in rows((8, 33)))
     whole = kernels.gae(rewards, values, mask).moments
     parts = sum(
         kernels.gae(rewards[i : i + 3], values[i : i + 3], mask[i : i + 3]).moments for i in (0, 3, 6)
@@ -173,10 +174,14 @@ def test_property_equals_the_definition(shape, gamma, lam, seed, data):
 
 
 def test_memory_is_the_outputs(device):
-    rewards, values, mask = (tensor.to(device) for tensor in rows((64, 128), torch.bfloat16))
+    rewards, values, mask = (tensor.to(device) for tensor in rows((64, 128)))
     used = allocations(lambda: kernels.gae(rewards, values, mask))
-    assert used.largest == 2 * 64 * 128, "an output in bfloat16"
-    assert used.peak < 2 * used.largest + 64 * 1024, "the outputs, and columns of 64"
+    outputs = 2 * 4 * 64 * 128 + 3 * 8
+    assert used.kept == outputs
+    if dispatch.forced_backend() == "reference":
+        assert used.peak < 5 * outputs, "a few float64 temporaries"
+    else:
+        assert used.peak < outputs + 64 * 64, "nothing that grows with B x T"
 
 
 def test_meta_tensors():

@@ -81,31 +81,27 @@ def assert_right(tensors, device, **options):
 def test_one_row_by_hand(device):
     # Logits of hidden state (1, 2): 1 x 0 + 2 x 0 = 0 and 1 x log 3 + 2 x 0 = log 3, so p = 1/4, 3/4.
     # d log p[1] / dz = (-1/4, 1/4); entropy H = log 4 - 3/4 log 3.
-    hidden_states = torch.tensor([[1.0, 2.0]], dtype=torch.float64, device=device, requires_grad=True)
-    weight = torch.tensor(
-        [[0.0, 0.0], [math.log(3), 0.0]], dtype=torch.float64, device=device, requires_grad=True
-    )
+    hidden_states = torch.tensor([[1.0, 2.0]], device=device, requires_grad=True)
+    weight = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], device=device, requires_grad=True)
     logprobs, entropy = kernels.linear_logprob(hidden_states, weight, torch.tensor([1], device=device))
-    assert logprobs.item() == pytest.approx(math.log(3 / 4), rel=1e-14)
-    assert entropy.item() == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=1e-14)
+    assert logprobs.item() == pytest.approx(math.log(3 / 4), rel=1e-6)
+    assert entropy.item() == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=1e-6)
     grad_hidden, grad_weight = torch.autograd.grad(logprobs.sum(), [hidden_states, weight], retain_graph=True)
-    assert grad_hidden.flatten().tolist() == pytest.approx([0.25 * math.log(3), 0], rel=1e-14)
-    assert grad_weight.flatten().tolist() == pytest.approx([-0.25, -0.5, 0.25, 0.5], rel=1e-14)
+    assert grad_hidden.flatten().tolist() == pytest.approx([0.25 * math.log(3), 0], rel=1e-6)
+    assert grad_weight.flatten().tolist() == pytest.approx([-0.25, -0.5, 0.25, 0.5], rel=1e-6)
     # dH / dz_1 = -p_1 (log p_1 + H) = -3/4 (log 3/4 + log 4 - 3/4 log 3) = -3/16 log 3
     (grad_weight,) = torch.autograd.grad(entropy.sum(), weight)
-    assert grad_weight[1].tolist() == pytest.approx([-3 / 16 * math.log(3), -3 / 8 * math.log(3)], rel=1e-13)
+    assert grad_weight[1].tolist() == pytest.approx([-3 / 16 * math.log(3), -3 / 8 * math.log(3)], rel=1e-6)
 
 
 def test_temperature_bias_and_softcap_by_hand(device):
     # z = softcap tanh(bias / softcap) / temperature = 2 tanh(1 / 2) / 0.5 against 0
-    zeros = torch.zeros(2, 3, dtype=torch.float64, device=device)
-    bias = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
+    zeros = torch.zeros(2, 3, device=device)
+    bias = torch.tensor([1.0, 0.0], device=device)
     targets = torch.tensor([0, 1], device=device)
     logprobs, _ = kernels.linear_logprob(zeros, zeros, targets, bias=bias, temperature=0.5, softcap=2.0)
     z = 2 * math.tanh(0.5) / 0.5
-    assert logprobs.tolist() == pytest.approx(
-        [-math.log1p(math.exp(-z)), -math.log1p(math.exp(z))], rel=1e-14
-    )
+    assert logprobs.tolist() == pytest.approx([-math.log1p(math.exp(-z)), -math.log1p(math.exp(z))], rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -201,32 +197,22 @@ def test_certain_token(device):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-def test_tokens_with_logit_minus_infinity_count_as_absent(device):
-    tensors = head((70, 16, 33), torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_tokens_with_logit_minus_infinity_count_as_absent(device, dtype):
+    tensors = head((70, 16, 33), dtype)
     tensors["targets"] %= 30
     tensors["bias"][30:] = -math.inf
     fewer = tensors | {"weight": tensors["weight"][:30], "bias": tensors["bias"][:30]}
     actual = with_gradients(kernels.linear_logprob, tensors, device)
-    expected = with_gradients(plain, fewer)
-    for got, wanted in zip(actual[:2], expected[:2], strict=True):
-        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-13, atol=1e-13)
+    same, exact = with_gradients(plain, fewer), with_gradients(plain, fewer, dtype=torch.float64)
+    assert_as_good_as(actual[0], same[0], exact[0], name="logprobs")
+    assert_as_good_as(actual[1], same[1], exact[1], name="entropy")
     for name in LEAVES:
-        gradient = actual[2][name].cpu()
+        gradient = actual[2][name]
         if name != "hidden_states":
             assert not gradient[30:].any()
             gradient = gradient[:30]
-        torch.testing.assert_close(gradient, expected[2][name], rtol=1e-12, atol=1e-12)
-
-
-def test_rows_do_not_depend_on_their_batch(device):
-    tensors = head((150, 16, 33), torch.float64)
-    whole = with_gradients(kernels.linear_logprob, tensors, device)
-    part = {
-        name: tensor[100:] if name in ("hidden_states", "targets") else tensor
-        for name, tensor in tensors.items()
-    }
-    for got, wanted in zip(with_gradients(kernels.linear_logprob, part, device)[:2], whole[:2], strict=True):
-        torch.testing.assert_close(got, wanted[100:], rtol=1e-13, atol=1e-13)
+        assert_as_good_as(gradient, same[2][name], exact[2][name], name=f"gradient of {name}")
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "softcap": 2.0}], ids=str)

@@ -177,12 +177,11 @@ def test_two_tokens_by_hand(device):
     # KL (k2, log p - log p_ref = 0.2, -0.4): 0.02 + 0.08;
     #   gradient 0.5 x 0.2 / 2 = 0.05, 0.5 x -0.4 / 2 = -0.1.
     # Loss: (0.6 + 0.1 x 1.745 - 0.01 x 3 + 0.5 x 0.1) / 2 = 0.39725.
-    old = torch.tensor([-1.0, -2.0], dtype=torch.float64, device=device)
-    logprobs = old + torch.tensor([1.5, 0.9], device=device).double().log()
-    logprobs.requires_grad_()
+    old = torch.tensor([-1.0, -2.0], device=device)
+    logprobs = (old + torch.tensor([1.5, 0.9], device=device).log()).requires_grad_()
 
     def tensor(*numbers):
-        return torch.tensor(numbers, dtype=torch.float64, device=device)
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
 
     values, entropy = tensor(1, 1).requires_grad_(), tensor(1, 2).requires_grad_()
     loss, stats = kernels.ppo_loss(
@@ -200,10 +199,10 @@ def test_two_tokens_by_hand(device):
         kl_estimator="k2",
     )
     loss.backward()
-    assert loss.item() == pytest.approx(0.39725, rel=1e-6)  # 0.9 was rounded to float32
+    assert loss.item() == pytest.approx(0.39725, rel=1e-6)
     assert logprobs.grad.tolist() == pytest.approx([0.05, 0.8], rel=1e-6)
-    assert values.grad.tolist() == pytest.approx([0, 0.025], rel=1e-12)
-    assert entropy.grad.tolist() == [-0.005, -0.005]
+    assert values.grad.tolist() == pytest.approx([0, 0.025], rel=1e-6)
+    assert entropy.grad.tolist() == pytest.approx([-0.005, -0.005], rel=1e-6)
     approx_kl = (math.log(1.5) ** 2 + math.log(0.9) ** 2) / 2
     assert stats.tolist() == pytest.approx([0.6, 1.745, 3, 0.1, approx_kl, 2.4, 1, 1, 2, 2], rel=1e-6)
 
@@ -231,14 +230,14 @@ def test_two_tokens_by_hand(device):
 )
 def test_one_token_by_hand(device, ratio, advantage, options, expected, gradient):
     def tensor(number):
-        return torch.tensor([number], dtype=torch.float64, device=device)
+        return torch.tensor([number], dtype=torch.float32, device=device)
 
     options = {name: tensor(value) if name == "weights" else value for name, value in options.items()}
     logprobs = tensor(math.log(ratio)).requires_grad_()
     loss, _ = kernels.ppo_loss(logprobs, tensor(0.0), tensor(advantage), tensor(1).bool(), **options)
     loss.backward()
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert logprobs.grad.item() == pytest.approx(gradient, rel=1e-12)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert logprobs.grad.item() == pytest.approx(gradient, rel=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -369,7 +368,7 @@ def test_what_is_only_watched_reaches_neither_loss_nor_gradients(device):
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_micro_batches_with_the_whole_denominators_add_up(device, as_tensor):
-    tensors = {name: tensor.to(device) for name, tensor in batch((8, 33), torch.float64).items()}
+    tensors = {name: tensor.to(device) for name, tensor in batch((8, 33)).items()}
     whole_loss, whole_stats, whole_gradients = with_gradients(kernels.ppo_loss, tensors, device, **EVERYTHING)
     counts = {"denominator": tensors["mask"].sum(), "value_denominator": tensors["value_mask"].sum()}
     if not as_tensor:
@@ -380,7 +379,7 @@ def test_micro_batches_with_the_whole_denominators_add_up(device, as_tensor):
         )
         for i in (0, 3, 6)
     ]
-    torch.testing.assert_close(sum(loss for loss, _, _ in parts), whole_loss, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(sum(loss for loss, _, _ in parts), whole_loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(sum(stats for _, stats, _ in parts), whole_stats, rtol=1e-13, atol=1e-12)
     for name, gradient in whole_gradients.items():
         assert torch.equal(torch.cat([gradients[name] for _, _, gradients in parts]), gradient), name

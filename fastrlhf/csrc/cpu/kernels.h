@@ -9,8 +9,9 @@
 
 namespace fastrlhf {
 
-void gae(const float* rewards, const float* values, const bool* mask, const bool* moments_mask, float* advantages,
-         float* returns, double* moments, int64_t rows, int64_t columns, float gamma, float gamma_lam);
+void gae(const float* rewards, const float* values, const bool* mask, const bool* moments_mask,
+         float* advantages, float* returns, double* moments, int64_t rows, int64_t columns, float gamma,
+         float gamma_lam);
 
 void ppo_loss(const PPOLossArrays<float>& arrays, int64_t tokens, const PPOLossOptions& options);
 

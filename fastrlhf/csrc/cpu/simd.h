@@ -1,5 +1,5 @@
-// Eight floats at a time, in the compiler's own vectors: one source gives AVX2 where a function is marked for it, and
-// whatever the processor has (SSE2, NEON) elsewhere. Everything is inlined into the marked function.
+// Eight floats at a time, in the compiler's own vectors: one source gives AVX2 where a function is marked for
+// it, and whatever the processor has (SSE2, NEON) elsewhere. Everything is inlined into the marked function.
 #pragma once
 
 #include <cstring>
@@ -53,13 +53,15 @@ struct Reduced {
 };
 
 FASTRLHF_INLINE Reduced reduce(f8 x) {
-  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits: no conversion, and none of a NaN.
+  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits: no conversion, and none of a
+  // NaN.
   const f8 magic = f8{} + 12582912.0f;
   const f8 shifted = x * 1.44269504f + magic;
   const f8 rounded = shifted - magic;
   // ln(2) in two parts; the product with the first (9 bits) is exact, with or without a fused multiply-add.
   const f8 r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
-  // The Taylor series: its first missing term is at most 2e-10, a 300th of half a unit in the last place of one.
+  // The Taylor series: its first missing term is at most 2e-10, a 300th of half a unit in the last place of
+  // one.
   f8 q = r * (1.0f / 40320) + 1.0f / 5040;
   q = q * r + 1.0f / 720;
   q = q * r + 1.0f / 120;
@@ -74,8 +76,8 @@ FASTRLHF_INLINE f8 clamp_keeping_nan(f8 x, float low, float high) {
   return x > high ? f8{} + high : x;
 }
 
-// e^x within 1 ulp, from 0 (below -104) over the subnormals to infinity (above 88.7); NaN stays NaN. The power of two
-// is applied in halves because 2^128 and 2^-149 have no float of their own.
+// e^x within 1 ulp, from 0 (below -104) over the subnormals to infinity (above 88.7); NaN stays NaN. The
+// power of two is applied in halves because 2^128 and 2^-149 have no float of their own.
 FASTRLHF_INLINE f8 exponential(f8 x) {
   const Reduced e = reduce(clamp_keeping_nan(x, -104.0f, 89.0f));
   const i8 half = e.n >> 1;

@@ -97,8 +97,8 @@ def ppo_loss(
     )
     policy, value_sum, entropy_sum, kl_sum = stats[:4]
     loss = policy / denominators[0]
-    # A term that is only watched (coefficient zero) stays out: k3 overflows where the reference finds a token next to
-    # impossible, and 0 x inf would make the loss NaN.
+    # A term that is only watched (coefficient zero) stays out: k3 overflows where the policy finds a token next
+    # to impossible that the reference does not, and 0 x inf would make the loss NaN.
     for coefficient, term, divisor in (
         (vf_coef, value_sum, denominators[1]),
         (-entropy_coef, entropy_sum, denominators[0]),

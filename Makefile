@@ -1,0 +1,45 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Each makes .venv and installs once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STEPS ?=
+ARGS ?=
+
+.PHONY: demo test test-all lint format bench doctor install clean
+
+install: $(INSTALLED)
+
+# Again only when what is installed, or what is compiled, has changed.
+$(INSTALLED): pyproject.toml setup.py constraints.txt requirements-demo.txt $(shell find fastrlhf/csrc native_build -type f -not -name '*.pyc' 2>/dev/null)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-demo.txt
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/fastrlhf demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest benchmarks/kernels --benchmark-only $(ARGS)
+
+doctor: $(INSTALLED)
+	$(BIN)/fastrlhf doctor
+
+clean:
+	rm -rf $(VENV) build fastrlhf/*.so fastrlhf/_build_info.json

@@ -1,0 +1,30 @@
+"""The `fastrlhf` command. Each subcommand lives beside what it runs, and imports it only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastrlhf.demo.command import add_demo
+from fastrlhf.doctor import add_doctor
+from fastrlhf.version import __version__
+
+SUBCOMMANDS = (add_demo, add_doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fastrlhf", description="Train language models from feedback, fast."
+    )
+    parser.add_argument("--version", action="version", version=f"fastrlhf {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in SUBCOMMANDS:
+        add(subparsers)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The ground: how a kernel is launched."""

@@ -1,0 +1,175 @@
+"""`fastrlhf doctor`: what this machine has, what is missing and why, what that costs and what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastrlhf.version import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "safetensors")
+
+# What a user loses with each module, and what has to be there before building again helps.
+MODULES = {
+    "_cpu": (
+        "the loss and the advantages run in plain PyTorch on a CPU: same results, 10 to 400 times slower "
+        "(a small part of a training step)",
+        "a C++ compiler (g++ 9 or newer, or clang++)",
+    ),
+    "_cuda": (
+        "a GPU runs Triton or plain PyTorch in place of the CUDA C++ kernels; nothing without a GPU",
+        "nvcc 12 or newer (the CUDA toolkit) and a C++ compiler that it accepts",
+    ),
+}
+
+
+def add_doctor(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "doctor", help="show versions, devices, compiled modules and which implementation runs each operation"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; returns 0."""
+    from rich.console import Console
+
+    console = Console()
+    for table in (versions_table(), machine_table(), modules_table(), operations_table()):
+        console.print(table)
+    return 0
+
+
+def versions_table() -> Table:
+    """The package, Python and the libraries it stands on."""
+    table = _table("Versions", "package", "version")
+    table.add_row("fastrlhf", __version__)
+    table.add_row("python", f"{platform.python_version()} ({sys.platform}, {platform.machine()})")
+    for name in PACKAGES:
+        table.add_row(name, version_of(name))
+    return table
+
+
+def version_of(package: str) -> str:
+    """The installed version of `package`, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def machine_table() -> Table:
+    """The processor with its vectors and threads, and the GPUs."""
+    import torch
+
+    from fastrlhf.kernels import native
+
+    table = _table("Machine", "part", "what it is")
+    table.add_row("CPU", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
+    table.add_row("CPU vectors", f"PyTorch: {torch.backends.cpu.get_cpu_capability()}")
+    if native.missing("_cpu") is None:
+        table.add_row("", f"fastrlhf: {native.module('_cpu').simd()}")
+    table.add_row("GPU", "\n".join(gpu_names()) or "none that PyTorch sees")
+    return table
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpu_names() -> list[str]:
+    """One line for each GPU: its name, memory and compute capability."""
+    import torch
+
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        lines.append(
+            f"cuda:{index} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
+        )
+    return lines
+
+
+def modules_table() -> Table:
+    """The compiled modules: there or not and why; what is lost without, and the way to get it."""
+    from fastrlhf.kernels import native
+
+    table = _table("Compiled modules", "module", "state", "details")
+    for name, (loss, need) in MODULES.items():
+        info, reason = native.build_info(name), native.missing(name)
+        notices = info.get("notices", [])
+        if reason is None:
+            archs = ", ".join(f"sm_{arch}" for arch in info.get("architectures", []))
+            details = [
+                info.get("compiler", "no record of the build"),
+                f"for {archs}" if archs else "",
+                *notices,
+            ]
+            table.add_row(name, "[green]ready[/green]", "\n".join(line for line in details if line))
+        else:
+            mend = f"provide {need}, then:\n  {native.mend()}"
+            table.add_row(
+                name, "[yellow]missing[/yellow]", f"why: {_plain(reason)}\ncost: {loss}\nmend: {mend}"
+            )
+    return table
+
+
+def operations_table() -> Table:
+    """Operation by backend, with the reason of each gap, and what runs for float32 on this machine's devices."""
+    import torch
+
+    from fastrlhf.kernels import dispatch
+
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    runs = [f"float32 on {device} runs" for device in devices]
+    table = _table("Operations", "operation", *dispatch.BACKENDS, *runs)
+    cells = {(cell.operation, cell.backend): cell for cell in dispatch.table()}
+    for operation in dispatch.OPERATIONS:
+        row = [cells[operation, backend] for backend in dispatch.BACKENDS]
+        chosen = [running(operation, device) for device in devices]
+        table.add_row(
+            operation,
+            *("[green]ready[/green]" if cell.available else _plain(cell.reason) for cell in row),
+            *(f"[bold]{name}[/bold]" for name in chosen),
+        )
+    return table
+
+
+def running(operation: str, device: str) -> str:
+    """The backend that would run `operation` for float32 tensors on `device`."""
+    import torch
+
+    from fastrlhf.kernels import dispatch
+
+    chosen = dispatch.choose(operation, torch.empty(0, device=device))
+    return chosen.__module__.split(".")[-2]
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _plain(text: str) -> str:
+    """`text` with nothing that rich would take for markup (a compiler's message may hold brackets)."""
+    from rich.markup import escape
+
+    return escape(text)
