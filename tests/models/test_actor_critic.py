@@ -69,7 +69,7 @@ def test_a_critic_of_its_own_is_not_reached_by_the_policy_loss():
 def test_a_critic_without_a_score_head_is_refused():
     with pytest.raises(ValueError, match="value_model is a LlamaForCausalLM without a `score` head"):
         ActorCritic(toy_model(), toy_model(seed=1))
-    with pytest.raises(ValueError, match="Linear has no backbone under base_model_prefix=''"):
+    with pytest.raises(ValueError, match="value_model is a Linear without a `score` head"):
         ActorCritic(toy_model(), nn.Linear(16, 1))
 
 

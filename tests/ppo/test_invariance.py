@@ -30,7 +30,7 @@ GRADIENTS = {"rtol": 1e-4}
 ROWS = torch.tensor([5, 0, 3, 7, 1, 2, 6, 4])
 FIELDS = ("logprobs", "ref_logprobs", "values", "kl", "penalty", "advantages", "returns")
 # Metrics that measure time, or what the machine did.
-UNLIKE = ("time/", "eps", "elapsed_s", "tokens_per_second")
+UNLIKE = ("time/", "memory/", "eps", "elapsed_s", "tokens_per_second")
 
 
 def wider(rollout: Rollout, columns: int) -> Rollout:

@@ -86,7 +86,7 @@ def test_decode_leaves_padding_and_special_tokens_out():
         (3, None, TypeError, "reward_model is a int, expected a model, a function or a list"),
         (None, None, TypeError, "reward_model is a NoneType"),
         ([len, len], [1.0], ValueError, "reward_weights has 1 numbers for 2 rewards"),
-        (nn.Linear(2, 2), None, ValueError, "Linear has no backbone"),
+        (nn.Linear(2, 2), None, ValueError, "reward_model is a Linear without a `score` head"),
     ],
 )
 def test_what_cannot_score_is_refused(rewards, weights, error, message):
@@ -95,7 +95,7 @@ def test_what_cannot_score_is_refused(rewards, weights, error, message):
 
 
 def test_a_language_model_is_no_reward_model():
-    with pytest.raises(ValueError, match="reward_model LlamaForCausalLM has no `score` head"):
+    with pytest.raises(ValueError, match="reward_model is a LlamaForCausalLM without a `score` head"):
         Scorer(toy_model(), None, toy_tokenizer())
 
 
@@ -125,8 +125,8 @@ def test_a_function_that_raises_is_named_with_the_row():
     ("given", "message"),
     [
         ([1.0], "gave 1 rewards for 2 completions"),
-        (["x", "y"], "gave something that is not a number"),
-        ([[1.0], [2.0]], "gave something that is not a number"),
+        (["x", "y"], "gave 'x' for completion 0, expected a finite number"),
+        ([[1.0], [2.0]], r"gave \[1.0\] for completion 0, expected a finite number"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_an_error(given, message):
