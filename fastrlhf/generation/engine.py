@@ -109,7 +109,7 @@ def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens
         )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}, expected {list(input_ids.shape)} like input_ids"
+            f"attention_mask has shape {list(attention_mask.shape)}, expected that of input_ids: {list(input_ids.shape)}"
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
