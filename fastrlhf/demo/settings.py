@@ -23,7 +23,7 @@ class Settings:
         reward_margin, kl_limit: what a run is expected to reach, and stay under (nats per sequence).
     """
 
-    steps: int = 32
+    steps: int = 36
     prompts_per_step: int = 16
     prompt_words: int = 6
     response_length: int = 16

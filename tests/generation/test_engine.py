@@ -203,7 +203,7 @@ def test_a_peft_model_generates_with_its_adapter():
             torch.zeros(2, 3),
             torch.ones(2, 2),
             4,
-            r"attention_mask has shape \[2, 2\], expected \[2, 3\] like input_ids",
+            r"attention_mask has shape \[2, 2\], expected that of input_ids: \[2, 3\]",
         ),
         (torch.zeros(2, 3), torch.ones(2, 3), 0, "max_new_tokens is 0, expected at least 1"),
         (torch.zeros(2, 3), torch.tensor([[0, 1, 1], [1, 1, 0]]), 4, "row 1 of input_ids is empty or padded"),
