@@ -23,7 +23,7 @@ class Settings:
         reward_margin, kl_limit: what a run is expected to reach, and stay under (nats per sequence).
     """
 
-    steps: int = 36
+    steps: int = 32
     prompts_per_step: int = 16
     prompt_words: int = 6
     response_length: int = 16
@@ -34,9 +34,9 @@ class Settings:
     lora_alpha: int = 32
     lora_top_layers: int = 15
     micro_batch: int = 8
-    kl_coef: float = 0.03
-    kl_target: float = 5.0
-    kl_horizon: int = 160
+    kl_coef: float = 0.06
+    kl_target: float = 4.0
+    kl_horizon: int = 32
     epochs: int = 2
     minibatches: int = 1
     vf_coef: float = 0.5
