@@ -102,6 +102,33 @@ def generate(
     return Generation(tokens[:, :length], logprobs[:, :length])
 
 
+def generate_in_batches(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, batch_size: int, **options
+) -> Generation:
+    """As `generate`, `batch_size` rows at a time; a row gets the random numbers that it would get in one batch."""
+    first_row_id, pad_token_id = options.pop("first_row_id", 0), options["pad_token_id"]
+    parts = []
+    for start in range(0, len(input_ids), batch_size):
+        rows = slice(start, start + batch_size)
+        try:
+            part = generate(
+                model, input_ids[rows], attention_mask[rows], first_row_id=first_row_id + start, **options
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} (counted from row {start} of the batch)") from None
+        parts.append(part)
+    width = max(part.tokens.shape[1] for part in parts)
+    return Generation(
+        torch.cat([widen(part.tokens, width, pad_token_id) for part in parts]),
+        torch.cat([widen(part.logprobs, width, 0.0) for part in parts]),
+    )
+
+
+def widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
+    """`[B, width]`: `tensor` with columns of `value` on its right."""
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+
 def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int) -> None:
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise ValueError(
@@ -109,7 +136,8 @@ def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens
         )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}, expected that of input_ids: {list(input_ids.shape)}"
+            f"attention_mask has shape {list(attention_mask.shape)}, expected that of input_ids: "
+            f"{list(input_ids.shape)}"
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")

@@ -1,12 +1,17 @@
-"""How a batch divides into minibatches and micro-batches, and how many there are."""
+"""Batches: their sizes, the one that each step sees, and the order of rows within it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from accelerate import PartialState
 
+from fastrlhf.data.order import PromptOrder
 from fastrlhf.ppo.config import PPOConfig
+from fastrlhf.ppo.randomness import seeded_generators
 
 
 def resolve_batch_sizes(args: PPOConfig, prompts: int) -> None:
@@ -41,3 +46,38 @@ def resolve_batch_sizes(args: PPOConfig, prompts: int) -> None:
     args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
     args.mini_batch_size = args.batch_size // args.num_mini_batches
     args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
+
+
+def numbered_batches(loader: Any, numbers: range, seed: int) -> Iterator[Any]:
+    """The batches with these numbers, from a loader that is read again from its beginning when it ends.
+
+    Each is drawn with global generators that its number decides: a loader that shuffles, or a collator that draws, does
+    after a resumption what it would have done, and leaves the generators of rewards and callbacks alone.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    in_order = isinstance(sampler, PromptOrder)
+    if in_order:
+        sampler.first_batch = numbers.start
+    stream = _repeat(loader)
+    for number in range(numbers.start if in_order else 0, numbers.stop):
+        with seeded_generators(seed * 1_000_003 + number):
+            batch = next(stream)
+        if number in numbers:
+            yield batch
+
+
+def minibatch_order(rows: int, epoch: int, seed: int) -> torch.Tensor:
+    """`[rows]`: as they come in the first epoch over a batch, shuffled in the others.
+
+    A batch's prompts are in random order already. Left in it, the first minibatch's forward is the one that gave the
+    old log-probabilities, to the bit, where the two are cut into the same parts.
+    """
+    if epoch == 0:
+        return torch.arange(rows)
+    generator = torch.Generator().manual_seed((seed * 1_009 + epoch) % 2**63)
+    return torch.randperm(rows, generator=generator)
+
+
+def _repeat(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader

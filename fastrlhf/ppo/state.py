@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import set_seed
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
@@ -51,7 +47,7 @@ def write_state(trainer: PPOTrainer, folder: Path) -> None:
     }
     torch.save(training, folder / TRAINING)
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
-    (folder / PROGRESS).write_text(json.dumps(trainer.progress(), indent=1))
+    (folder / PROGRESS).write_text(json.dumps(progress(trainer), indent=1))
 
 
 def read_state(trainer: PPOTrainer, folder: Path) -> None:
@@ -62,8 +58,8 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
     """
     check_checkpoint(folder)
     try:
-        progress = json.loads((folder / PROGRESS).read_text())
-        trainer.check_progress(progress, folder)
+        reached = json.loads((folder / PROGRESS).read_text())
+        check_progress(trainer, reached, folder)
         loaded = type(trainer.state).load_from_json(str(folder / TRAINER_STATE))
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         # all that can be wrong is looked for before the first weight changes
@@ -81,9 +77,37 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
             f"{folder} is a checkpoint of another model or optimizer ({error}): build the trainer with the arguments "
             "that it was written with, or train without resume_from_checkpoint"
         ) from error
-    trainer.state = loaded
-    trainer.restore_progress(progress)
+    trainer.restore_state(loaded, reached["episode"])
+    trainer.kl_controller.kl_coef = reached["kl_coef"]
+    trainer.skipped_updates = reached["skipped_updates"]
     trainer.random_states = training["random"]
+
+
+def progress(trainer: PPOTrainer) -> dict[str, Any]:
+    """Where the run stands, and what must not differ when it goes on."""
+    return {
+        "step": trainer.state.global_step,
+        "episode": trainer.state.episode,
+        "kl_coef": trainer.kl_controller.kl_coef,
+        "skipped_updates": trainer.skipped_updates,
+        "must_match": {
+            "seed": trainer.args.seed,
+            "data_seed": trainer.data_seed,
+            "batch_size": trainer.args.batch_size,
+            "prompts": len(trainer.train_dataset),
+        },
+    }
+
+
+def check_progress(trainer: PPOTrainer, reached: dict[str, Any], folder: Path) -> None:
+    """Raise CheckpointError unless the checkpoint is of a run with this data, batch and seed."""
+    for name, here in progress(trainer)["must_match"].items():
+        there = reached["must_match"].get(name)
+        if there != here:
+            raise CheckpointError(
+                f"{folder} was written with {name}={there}, and this run has {name}={here}: "
+                "set it back to resume, or train without resume_from_checkpoint"
+            )
 
 
 def check_tensors(
@@ -207,39 +231,3 @@ def save_critic(model: nn.Module, path: Path) -> None:
 def load_critic(model: nn.Module, path: Path) -> None:
     """Load the critic's weights in place."""
     model.load_state_dict(load_file(path))
-
-
-def random_states() -> dict[str, Any]:
-    """The states of every global random generator that user code may draw from."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    states = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-@contextmanager
-def seeded_generators(seed: int):
-    """Global random generators that start from `seed` in the block, and are as they were after it."""
-    before = random_states()
-    set_seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        set_random_states(before)
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])

@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
-from fastrlhf.generation.engine import generate
+from fastrlhf.generation.engine import generate_in_batches, widen
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
@@ -33,14 +33,17 @@ from fastrlhf.models.backbone import (
     is_peft,
     reference_mode,
 )
-from fastrlhf.models.heads import ValueHead, check_language_model_head
+from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.batches import resolve_batch_sizes
+from fastrlhf.ppo.arguments import check_models, check_policy, stop_tokens, with_adapter
+from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import Completions, show_completions
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
 from fastrlhf.ppo.interrupt import Interrupts
+from fastrlhf.ppo.metrics import step_metrics
+from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
@@ -101,20 +104,11 @@ class PPOTrainer(Trainer):
     ):
         if train_dataset is None:
             raise ValueError("train_dataset is None: PPO needs prompts")
-        if ref_model is model:
-            raise ValueError("ref_model is the same object as model: pass a copy of it, or None")
-        if value_model is not None and any(
-            value_model is other for other in (model, ref_model, *_as_list(reward_model))
-        ):
-            raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
-        model = _with_adapter(model, peft_config)
-        pad_token_id = ensure_pad_token(
-            processing_class, base_model(model).config.get_text_config().vocab_size
-        )
-        check_language_model_head(model)
-        _check_vocabulary(model, ref_model)
-        if ref_model is None and args.ref_adapter_name is None:
-            _check_adapter_can_be_off(model)
+        check_models(model, ref_model, reward_model, value_model)
+        model = with_adapter(model, peft_config)
+        vocab_size = base_model(model).config.get_text_config().vocab_size
+        pad_token_id = ensure_pad_token(processing_class, vocab_size)
+        check_policy(model, ref_model, args.ref_adapter_name)
         if args.bf16 and args.device.type == "cpu":
             warnings.warn(
                 "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
@@ -138,7 +132,7 @@ class PPOTrainer(Trainer):
             optimizers=optimizers,
         )
         self.pad_token_id = pad_token_id
-        self.stop_token_ids = _stop_tokens(args, processing_class)
+        self.stop_token_ids = stop_tokens(args, processing_class)
         self.policy_model = model
         self.ref_model = ref_model
         if ref_model is None and not is_peft(model):
@@ -161,7 +155,7 @@ class PPOTrainer(Trainer):
         self.skipped_updates = self._skipped_in_a_row = 0
         self.interrupts = Interrupts()
         self.phase_listeners: list[Callable[[str], None]] = []
-        self.random_states = state.random_states()
+        self.random_states = random_states()
         self._save_failed = False
         self._saved: Path | None = None
 
@@ -185,6 +179,13 @@ class PPOTrainer(Trainer):
             is_world_process_zero=self.is_world_process_zero(),
             stateful_callbacks=[callback for callback in callbacks if isinstance(callback, ExportableState)],
         )
+
+    def restore_state(self, loaded: TrainerState, episode: int) -> None:
+        """Take up the counters and the log of a checkpoint; callbacks stay this trainer's."""
+        self.state = self._fresh_state()
+        kept = {name: value for name, value in vars(loaded).items() if name != "stateful_callbacks"}
+        vars(self.state).update(kept)
+        self.state.episode = episode
 
     # Data
 
@@ -221,37 +222,13 @@ class PPOTrainer(Trainer):
 
     def prompt_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of the steps that are still to do, skipping those that a resumed run has done."""
-        loader, done = self.get_train_dataloader(), self.state.global_step
-        sampler = getattr(loader, "batch_sampler", None)
-        in_order = isinstance(sampler, PromptOrder)
-        if in_order:
-            sampler.first_batch = done
-        return self._drawn(_repeat(loader), done, skip=not in_order)
-
-    def _drawn(self, stream: Iterator[Any], done: int, skip: bool) -> Iterator[Any]:
-        """The batches from number `done` on, each drawn with global generators that its number decides.
-
-        A loader that shuffles, or a collator that draws, thus does after a resumption what it would have done, and
-        leaves the generators of rewards and callbacks alone.
-        """
-        for number in range(0 if skip else done, self.args.num_total_batches):
-            with state.seeded_generators(self.data_seed * 1_000_003 + number):
-                batch = next(stream)
-            if number >= done:
-                yield batch
+        steps = range(self.state.global_step, self.args.num_total_batches)
+        return numbered_batches(self.get_train_dataloader(), steps, self.data_seed)
 
     def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:
-        """Rows of each minibatch of one epoch over a batch: in order in the first, shuffled in the others.
-
-        (A batch's prompts are in random order already. In order, the first minibatch's forward is the one that gave the
-        old log-probabilities, to the bit, where the two are cut into the same parts.)
-        """
-        rows = torch.arange(self.args.local_batch_size)
-        if epoch > 0:
-            seed = (self.sampling_seed * 1_000_003 + self.state.global_step) * 1_009 + epoch
-            rows = torch.randperm(
-                self.args.local_batch_size, generator=torch.Generator().manual_seed(seed % 2**63)
-            )
+        """Rows of each minibatch of one epoch over a batch, on the device."""
+        seed = self.sampling_seed * 1_000_003 + self.state.global_step
+        rows = minibatch_order(self.args.local_batch_size, epoch, seed)
         yield from rows.to(self.args.device).split(self.args.local_mini_batch_size)
 
     # A step's phases
@@ -265,32 +242,27 @@ class PPOTrainer(Trainer):
         Returns:
             Tokens. What follows a row's first stop token or pad token is ignored.
         """
-        return self._generate(input_ids, attention_mask, self.sampling_seed, self.args.temperature)
+        return self._generate(input_ids, attention_mask, self.args.temperature)
 
-    def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seed: int, temperature: float):
+    def _generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
         """Tokens `[B, R]`; the generator's log-probabilities are kept in `_sampled_logprobs`."""
-        self._sampled_logprobs = None
-        parts = []
-        for start in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
-            rows = slice(start, start + self.args.local_rollout_forward_batch_size)
-            # in evaluation mode gradient checkpointing, which keeps no cache, is off
-            with self.autocast(), evaluation_mode(self.policy_model), _counting_rows_from(start):
-                parts.append(
-                    generate(
-                        self.policy_model,
-                        input_ids[rows],
-                        attention_mask[rows],
-                        max_new_tokens=self.args.response_length,
-                        pad_token_id=self.pad_token_id,
-                        stop_token_ids=self.stop_token_ids,
-                        temperature=temperature,
-                        seed=seed,
-                        first_row_id=self.state.episode + start,
-                    )
-                )
-        width = max(part.tokens.shape[1] for part in parts)
-        self._sampled_logprobs = torch.cat([_widen(part.logprobs, width, 0.0) for part in parts])
-        return torch.cat([_widen(part.tokens, width, self.pad_token_id) for part in parts])
+        # in evaluation mode gradient checkpointing, which keeps no cache, is off
+        with self.autocast(), evaluation_mode(self.policy_model):
+            tokens, self._sampled_logprobs = generate_in_batches(
+                self.policy_model,
+                input_ids,
+                attention_mask,
+                batch_size=self.args.local_rollout_forward_batch_size,
+                max_new_tokens=self.args.response_length,
+                pad_token_id=self.pad_token_id,
+                stop_token_ids=self.stop_token_ids,
+                temperature=temperature,
+                seed=self.sampling_seed,
+                first_row_id=self.state.episode,
+            )
+        return tokens
 
     @torch.no_grad()
     def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:
@@ -302,8 +274,13 @@ class PPOTrainer(Trainer):
         self._sampled_logprobs = None
         tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
         self._check_responses(tokens, len(prompt_ids))
+        # a column for the state after the longest response, where the score lands: else it would depend on the others
+        tokens = widen(tokens, min(tokens.shape[1] + 1, self.args.response_length), self.pad_token_id)
         response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
-        return Rollout(prompt_ids, prompt_mask, response_ids, lengths, self._sampled_logprobs)
+        sampled = self._sampled_logprobs
+        if sampled is not None:
+            sampled = widen(sampled, tokens.shape[1], 0.0)
+        return Rollout(prompt_ids, prompt_mask, response_ids, lengths, sampled)
 
     def _check_responses(self, tokens: torch.Tensor, rows: int) -> None:
         longest = self.args.response_length
@@ -374,7 +351,7 @@ class PPOTrainer(Trainer):
 
     def begin_step(self) -> None:
         """What a checkpoint of the state before this step needs, in case the step fails."""
-        self.random_states = state.random_states()
+        self.random_states = random_states()
         self.model.train()
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
@@ -384,12 +361,12 @@ class PPOTrainer(Trainer):
         self.state.global_step += 1
         self.state.episode += args.batch_size
         self.state.epoch = self.state.episode / len(self.train_dataset)
-        metrics = self._metrics(experience, stats, seconds)
+        metrics = step_metrics(self, experience, stats, seconds)
         self.lr_scheduler_step()
         self.kl_controller.update(metrics["objective/kl"], args.batch_size)
         self.log(metrics)
         self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-        self.random_states = state.random_states()
+        self.random_states = random_states()
         self._skipped_in_a_row = self._skipped_in_a_row if stats.skipped else 0
         ending = self.interrupts.received is not None or self.control.should_training_stop
         if self.control.should_save or self.interrupts.received is not None or self._save_failed:
@@ -397,7 +374,7 @@ class PPOTrainer(Trainer):
         if self.interrupts.received is None:
             self._show_completions()
             # what evaluation and callbacks drew, a run that resumes from this step will not have drawn
-            state.set_random_states(self.random_states)
+            set_random_states(self.random_states)
         if self.interrupts.received is None:
             return self.control.should_training_stop
         if self._saved is None or self._saved.name != f"checkpoint-{self.state.global_step}":
@@ -421,35 +398,6 @@ class PPOTrainer(Trainer):
         ):  # an update that was skipped leaves the optimizer a step behind; that is meant
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
             self.lr_scheduler.step()
-
-    def _metrics(
-        self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]
-    ) -> dict[str, float]:
-        rollout, mask = experience.rollout, experience.rollout.mask
-        penalty, score = experience.penalty.sum(dim=1).mean().item(), experience.scores.mean().item()
-        tokens = int(rollout.lengths.sum())
-        elapsed = time.perf_counter() - self._began
-        return {
-            "eps": int((self.state.episode - self._first_episode) / elapsed),
-            "objective/kl": experience.kl.sum(dim=1).mean().item(),
-            "objective/entropy": torch.where(mask, -experience.logprobs, 0.0).sum(dim=1).mean().item(),
-            "objective/non_score_reward": penalty,
-            "objective/rlhf_reward": penalty + score,
-            "objective/scores": score,
-            **stats.metrics(),
-            "val/num_eos_tokens": int(
-                ((rollout.response_ids == self.processing_class.eos_token_id) & mask).sum()
-            ),
-            "lr": self.lr_scheduler.get_last_lr()[0],
-            "episode": self.state.episode,
-            "objective/kl_coef": self.kl_controller.kl_coef,
-            "train/skipped_updates": self.skipped_updates,
-            "response_length": tokens / len(rollout.lengths),
-            "tokens_per_second": tokens / seconds["step"],
-            "elapsed_s": elapsed,
-            **{f"time/{phase}": value for phase, value in seconds.items()},
-            **self.extra_metrics(rollout),
-        }
 
     def extra_metrics(self, rollout: Rollout) -> dict[str, float]:
         """What is logged beside PPO's metrics; override it to add your own measures of a rollout."""
@@ -478,13 +426,13 @@ class PPOTrainer(Trainer):
         self.state.max_steps = self.args.num_total_batches
         self.state.num_train_epochs = self.args.total_episodes / len(self.train_dataset)
         self.state.compute_steps(self.args, self.state.max_steps)
-        self._began, self._first_episode = time.perf_counter(), self.state.episode
+        self.began, self.first_episode = time.perf_counter(), self.state.episode
         self.is_in_train = True
         try:
             self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
             # after the callbacks, which may draw: the run that wrote the checkpoint had drawn before
             if resume_from_checkpoint:
-                state.set_random_states(self.random_states)
+                set_random_states(self.random_states)
             with self.interrupts:
                 self._run()
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -507,42 +455,6 @@ class PPOTrainer(Trainer):
             ) from error
 
     # Saving
-
-    def progress(self) -> dict[str, Any]:
-        """What a checkpoint says of where the run stands, and of what must not differ when it goes on."""
-        return {
-            "step": self.state.global_step,
-            "episode": self.state.episode,
-            "kl_coef": self.kl_controller.kl_coef,
-            "skipped_updates": self.skipped_updates,
-            "must_match": {
-                "seed": self.args.seed,
-                "data_seed": self.data_seed,
-                "batch_size": self.args.batch_size,
-                "prompts": len(self.train_dataset),
-            },
-        }
-
-    def check_progress(self, progress: dict[str, Any], folder: Path) -> None:
-        """Raise CheckpointError unless the checkpoint is of a run with this data, batch and seed."""
-        for name, here in self.progress()["must_match"].items():
-            there = progress["must_match"].get(name)
-            if there != here:
-                raise CheckpointError(
-                    f"{folder} was written with {name}={there}, and this run has {name}={here}: "
-                    "set it back to resume, or train without resume_from_checkpoint"
-                )
-
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take up the counters of a checkpoint."""
-        loaded = vars(self.state)
-        self.state = self._fresh_state()
-        vars(self.state).update(
-            {name: value for name, value in loaded.items() if name != "stateful_callbacks"}
-        )
-        self.state.episode = progress["episode"]
-        self.kl_controller.kl_coef = progress["kl_coef"]
-        self.skipped_updates = progress["skipped_updates"]
 
     def _save(self, required: bool) -> Path | None:
         """Write a checkpoint. One that fails in the middle of a run is tried again after the next step."""
@@ -585,9 +497,7 @@ class PPOTrainer(Trainer):
             return None
         found = Completions([], [], [])
         for batch in loader:
-            rollout = self.rollout(
-                batch, lambda ids, mask: self._generate(ids, mask, self.sampling_seed, 0.01)
-            )
+            rollout = self.rollout(batch, lambda ids, mask: self._generate(ids, mask, temperature=0.01))
             scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size).tolist()
             found.extend(*self.scorer.decode(rollout), scores)
             if sampling:
@@ -604,72 +514,3 @@ class PPOTrainer(Trainer):
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
-    if peft_config is not None:
-        from peft import PeftConfig, get_peft_model
-
-        if not isinstance(peft_config, PeftConfig):
-            raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
-        if is_peft(model):
-            raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
-        model = get_peft_model(model, peft_config)
-    if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
-    return model
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
-    if args.stop_token == "eos":
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                "stop_token is 'eos' and the tokenizer has no end token: set tokenizer.eos_token"
-            )
-        return (tokenizer.eos_token_id,)
-    return () if args.stop_token_id is None else (args.stop_token_id,)
-
-
-def _check_vocabulary(model: nn.Module, ref_model: nn.Module | None) -> None:
-    if ref_model is None:
-        return
-    ours, theirs = (base_model(m).get_output_embeddings().weight.shape[0] for m in (model, ref_model))
-    if ours != theirs:
-        raise ValueError(
-            f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
-        )
-
-
-def _check_adapter_can_be_off(model: nn.Module) -> None:
-    """The reference is the policy with its adapter off; a bias that was trained with it stays on in PEFT."""
-    for config in model.peft_config.values() if is_peft(model) else ():
-        bias = getattr(config, "bias", "none")
-        if bias != "none":
-            raise ValueError(
-                f"the adapter has bias={bias!r}, which PEFT cannot turn off to give the reference: use bias='none', or "
-                "pass a ref_model"
-            )
-
-
-@contextmanager
-def _counting_rows_from(start: int):
-    """Add to the generator's error the row of the batch at which its rows start."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error} (counted from row {start} of the batch)" if start else str(error)
-        ) from None
-
-
-def _widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
-
-
-def _repeat(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader

@@ -326,17 +326,24 @@ def test_10_the_score_lands_on_the_end_token_or_one_later(position, places):
     assert torch.equal(shaped.rewards, expected)
 
 
-def test_10_the_default_is_one_later_and_the_longest_response_has_no_room(tmp_path):
-    # As in TRL 1.12: room is what the longest response of the batch leaves.
+@pytest.mark.parametrize(("response_length", "states"), [(3, [3, 3]), (4, [3, 4])], ids=["full", "room"])
+def test_10_the_default_is_one_later_where_response_length_leaves_room(tmp_path, response_length, states):
+    # Room is what response_length leaves, not what the batch's longest response does: rows must not meddle.
     trainer = toy_trainer(
-        tmp_path, cls=GivenResponses, dataset=toy_prompts(2), per_device_train_batch_size=2, kl_coef=0.0
+        tmp_path,
+        cls=GivenResponses,
+        dataset=toy_prompts(2),
+        per_device_train_batch_size=2,
+        kl_coef=0.0,
+        response_length=response_length,
     )
     trainer.given = torch.tensor([[4, EOS, PAD], [1, 2, EOS]])
     rollout = trainer.rollout(next(iter(trainer.get_train_dataloader())))
     experience = toy_experience(trainer, rollout)
-    assert rollout.state_mask.sum(dim=1).tolist() == [3, 3]
+    assert rollout.state_mask.sum(dim=1).tolist() == states
     # the return of the last state is the reward that stands there
-    assert experience.returns[:, 2].tolist() == pytest.approx([-1.0, 2.0])
+    last = rollout.state_mask.sum(dim=1) - 1
+    assert experience.returns[torch.arange(2), last].tolist() == pytest.approx([-1.0, 2.0])
     assert experience.values[0, 2] != 0
 
 

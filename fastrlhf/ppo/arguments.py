@@ -1,0 +1,81 @@
+"""The trainer's arguments, made into what it works with, and refused where they cannot be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.heads import check_language_model_head
+from fastrlhf.ppo.config import PPOConfig
+
+
+def check_models(
+    model: nn.Module, ref_model: nn.Module | None, reward_model: Any, value_model: nn.Module | None
+) -> None:
+    """Raise ValueError where one object is to be two models, one of which changes."""
+    if ref_model is model:
+        raise ValueError("ref_model is the same object as model: pass a copy of it, or None")
+    if value_model is not None and any(
+        value_model is other for other in (model, ref_model, *_as_list(reward_model))
+    ):
+        raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
+
+
+def check_policy(model: nn.Module, ref_model: nn.Module | None, ref_adapter: str | None) -> None:
+    """Raise ValueError unless the policy gives log-probabilities from hidden states, and has a reference to compare."""
+    check_language_model_head(model)
+    if ref_model is not None:
+        _check_vocabulary(model, ref_model)
+    elif ref_adapter is None:
+        _check_adapter_can_be_off(model)
+
+
+def with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+    """The policy with the adapter that `peft_config` describes (or as it is, without one)."""
+    if peft_config is not None:
+        from peft import PeftConfig, get_peft_model
+
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
+        if is_peft(model):
+            raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
+        model = get_peft_model(model, peft_config)
+    if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
+    return model
+
+
+def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a response."""
+    if args.stop_token == "eos":
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "stop_token is 'eos' and the tokenizer has no end token: set tokenizer.eos_token"
+            )
+        return (tokenizer.eos_token_id,)
+    return () if args.stop_token_id is None else (args.stop_token_id,)
+
+
+def _check_vocabulary(model: nn.Module, ref_model: nn.Module) -> None:
+    ours, theirs = (base_model(m).get_output_embeddings().weight.shape[0] for m in (model, ref_model))
+    if ours != theirs:
+        raise ValueError(
+            f"ref_model has a vocabulary of {theirs} tokens and model one of {ours}: they must be the same"
+        )
+
+
+def _check_adapter_can_be_off(model: nn.Module) -> None:
+    """The reference is the policy with its adapter off; a bias that was trained with it stays on in PEFT."""
+    for config in model.peft_config.values() if is_peft(model) else ():
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            raise ValueError(
+                f"the adapter has bias={bias!r}, which PEFT cannot turn off to give the reference: use bias='none', or "
+                "pass a ref_model"
+            )
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
