@@ -11,8 +11,7 @@ template <class T>
 static void run_gae(const std::array<uintptr_t, 7>& a, int64_t rows, int64_t columns, float gamma,
                     float gamma_lam, bool reversed) {
   std::vector<double> scratch(rows * GAE_MOMENTS, NAN);
-  const unsigned blocks = (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
-  cuda_on_cpu::launch(blocks, GAE_THREADS, reversed, [&] {
+  cuda_on_cpu::launch(gae_blocks(rows), GAE_THREADS, reversed, [&] {
     gae_kernel<T>((const T*)a[0], (const T*)a[1], (const bool*)a[2], (const bool*)a[3], (T*)a[4], (T*)a[5],
                   scratch.data(), rows, columns, gamma, gamma_lam);
   });
