@@ -73,7 +73,9 @@ class TestWithoutADriver:
             "ppo_loss": (True, [0] * 17, 0, 10, [0.1] * 8, 3),
         }
         for kernel, args in arguments.items():
-            with pytest.raises(LaunchError, match=f"{kernel}: cudaErrorInsufficientDriver: CUDA driver version"):
+            with pytest.raises(
+                LaunchError, match=f"{kernel}: cudaErrorInsufficientDriver: CUDA driver version"
+            ):
                 launch(self.cuda, kernel, torch.device("cuda", 0), *args)
 
     def test_the_kernels_report_it_themselves(self):

@@ -39,7 +39,14 @@ def test_gae_is_as_good_as_the_reference(shape, reversed_threads):
 def test_gae_stops_what_is_not_finite_at_the_end_of_its_episode():
     rewards, values, mask, moments_mask, gamma, lam = gae_case((6, 100))
     rewards[0, 80], values[3, 60] = math.nan, math.inf
-    args = (rewards.masked_fill(~mask, math.nan), values.masked_fill(~mask, math.inf), mask, moments_mask, gamma, lam)
+    args = (
+        rewards.masked_fill(~mask, math.nan),
+        values.masked_fill(~mask, math.inf),
+        mask,
+        moments_mask,
+        gamma,
+        lam,
+    )
     for name, one, other in zip(GAE_OUTPUTS, gae(*args), reference_gae(*args), strict=True):
         assert torch.equal(one.isnan(), other.isnan()), name
         assert torch.equal(one.isinf(), other.isinf()), name
@@ -77,7 +84,9 @@ def test_bfloat16_rounds_once_at_the_end():
         assert torch.equal(one, exact.to(one.dtype)), name
 
     args = ppo_case((5, 70), dtype=torch.bfloat16, kl_coef=0.2, entropy_coef=0.1)
-    in_float32 = tuple(t.float() if isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 else t for t in args)
+    in_float32 = tuple(
+        t.float() if isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 else t for t in args
+    )
     for name, one, exact in zip(PPO_OUTPUTS, ppo_loss(*args), ppo_loss(*in_float32), strict=True):
         assert torch.equal(one, exact.to(one.dtype)), name
     for one, other in zip(ppo_loss(*args), reference_ppo_loss(*args), strict=True):

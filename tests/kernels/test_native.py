@@ -37,7 +37,9 @@ def test_the_reason_is_the_one_that_the_build_recorded(package):
     record(package, _cpu={"built": False, "reason": "no C++ compiler"})
     assert native.missing("_cpu") == "no C++ compiler"
     assert native.missing("_cuda") == "not built (there is no record of a build)"
-    with pytest.raises(RuntimeError, match=r"fastrlhf\._cpu is not available: no C\+\+ compiler; .* pip install"):
+    with pytest.raises(
+        RuntimeError, match=r"fastrlhf\._cpu is not available: no C\+\+ compiler; .* pip install"
+    ):
         native.module("_cpu")
 
 
