@@ -93,7 +93,7 @@ def test_architectures_are_read(text, archs):
 
 @pytest.mark.parametrize("text", ["", ";", "sm_80", "80;ninety", "80;-90", "8", "80+PTX", "1234"])
 def test_malformed_architectures_are_refused(text):
-    with pytest.raises(ValueError, match="FASTRLHF_CUDA_ARCHS is .* expected"):
+    with pytest.raises(ValueError, match=r"FASTRLHF_CUDA_ARCHS is .* expected"):
         parse_archs(text)
 
 

@@ -92,6 +92,15 @@ def ppo_case(shape, seed=0, dtype=torch.float32, without=(), denominators=(37.0,
     )
 
 
+def of_many_magnitudes(args: tuple) -> tuple:
+    """`args` with factors of up to 2^±40 on advantages, values and rewards, so that even float64 sums depend on
+    their order (sums of like float32 numbers are exact in float64, in any order)."""
+    generator = torch.Generator().manual_seed(7)
+    factor = torch.exp2(torch.randint(-40, 41, args[0].shape, generator=generator))
+    scaled = (0, 1) if len(args) == 6 else (2, 4, 5, 6, 8)
+    return tuple(arg * factor if i in scaled else arg for i, arg in enumerate(args))
+
+
 def with_tensor(args: tuple, position: int, tensor: torch.Tensor) -> tuple:
     """`args` with the argument at `position` replaced."""
     return (*args[:position], tensor, *args[position + 1 :])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrlhf.kernels import cpu, native
+from fastrlhf.kernels import Stat, cpu, native
 from fastrlhf.kernels.reference.gae import gae as reference_gae
 from fastrlhf.kernels.reference.ppo_loss import ppo_loss as reference_ppo_loss
 from tests.kernels.native_cases import (
@@ -20,6 +20,7 @@ from tests.kernels.native_cases import (
     assert_same,
     gae_case,
     non_contiguous,
+    of_many_magnitudes,
     option_sets,
     ppo_case,
     with_tensor,
@@ -179,6 +180,16 @@ def test_the_exponential_is_within_one_ulp(vectors, low, high):
     assert ((ratio.double() - exact).abs() / unit).max() <= 1
 
 
+def test_k3_does_not_cancel_near_zero(vectors):
+    # The plain expm1(x) - x loses all of its digits here: x²/2 is below the unit in the last place of x.
+    args = ppo_case((8, 64), kl_estimator="k3")
+    args = with_tensor(args, REF_LOGPROBS, args[LOGPROBS] * (1 + 2.0**-18))
+    x = (args[REF_LOGPROBS] - args[LOGPROBS]).double()[args[MASK]]
+    exact = (x**2 / 2 + x**3 / 6).sum()
+    assert (ppo_loss(*args)[1][Stat.KL] / exact - 1).abs() < 1e-6
+    assert (reference_ppo_loss(*args)[1][Stat.KL] / exact - 1).abs() > 1e-3
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(0, 5),
@@ -197,7 +208,8 @@ def test_any_shape_and_any_options(rows, columns, seed, options, without, gamma,
 
 
 def test_the_number_of_threads_changes_no_bit(vectors, threads):
-    loss_args, gae_args = ppo_case((64, 257), kl_coef=0.1), gae_case((64, 257))
+    loss_args = of_many_magnitudes(ppo_case((64, 257), kl_coef=0.1, entropy_coef=0.1))
+    gae_args = of_many_magnitudes(gae_case((64, 257)))
     results = []
     for count in (1, 2, 3, 5):
         threads(count)

@@ -18,6 +18,7 @@ from tests.kernels.native_cases import (
     assert_ppo_loss_as_good_as_reference,
     assert_same,
     gae_case,
+    of_many_magnitudes,
     option_sets,
     ppo_case,
     with_tensor,
@@ -94,9 +95,9 @@ def test_bfloat16_rounds_once_at_the_end():
 
 
 def test_the_order_of_threads_changes_no_bit():
-    args = gae_case((9, 300))
+    args = of_many_magnitudes(gae_case((9, 300)))
     assert_same(gae(*args), gae(*args, reversed_threads=True), names=GAE_OUTPUTS)
-    args = ppo_case((9, 300), kl_coef=0.1)
+    args = of_many_magnitudes(ppo_case((9, 300), kl_coef=0.1))
     assert_same(ppo_loss(*args), ppo_loss(*args, reversed_threads=True), names=PPO_OUTPUTS)
 
 
@@ -108,6 +109,12 @@ def run_faulty(kernel: str, reversed_threads: bool) -> list[int]:
 
 def test_the_instrument_shows_a_missing_barrier():
     assert run_faulty("without_barrier", False) != run_faulty("without_barrier", True)
+
+
+def test_the_instrument_shows_a_read_of_shared_memory_that_nobody_wrote():
+    for _ in range(2):
+        out = torch.tensor(run_faulty("reads_unwritten_memory", False), dtype=torch.int32).view(torch.float32)
+        assert out[::2].isnan().all() and (out[1::2] == 1).all()
 
 
 @both_orders

@@ -49,6 +49,13 @@ __global__ void lane_outside_its_mask(int* out) {
   out[threadIdx.x] = __shfl_sync(0xffffu, (int)threadIdx.x, 0);
 }
 
+__global__ void reads_unwritten_memory(float* out) {
+  __shared__ float shared[64];
+  if (threadIdx.x % 2) shared[threadIdx.x] = 1.0f;
+  __syncthreads();
+  out[threadIdx.x] = shared[threadIdx.x];
+}
+
 __global__ void warp_functions(int* out) {
   const int lane = threadIdx.x % 32;
   int* mine = out + 6 * threadIdx.x;
@@ -76,6 +83,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
     cuda_on_cpu::launch(1, 64, reversed, [&] {
       if (kernel == "without_barrier") without_barrier((int*)out);
       if (kernel == "barrier_in_a_branch") barrier_in_a_branch();
+      if (kernel == "reads_unwritten_memory") reads_unwritten_memory((float*)out);
       if (kernel == "lane_outside_its_mask") lane_outside_its_mask((int*)out);
     });
   });

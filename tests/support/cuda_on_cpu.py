@@ -34,10 +34,12 @@ def bodies() -> ModuleType:
     except (ImportError, Missing) as missing:
         pytest.skip(f"the CUDA bodies cannot be compiled for the CPU: {missing}")
     python = sysconfig.get_paths()["include"]
-    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread"]
     flags += [f"-I{ROOT / 'fastrlhf' / 'csrc'}", f"-I{SUPPORT}"]
     flags += [f"-isystem{folder}" for folder in (pybind11.get_include(), python, cuda)]
-    module = Module("cuda_bodies", ("cuda_bodies.cpp",), cxx.command, cxx.version, flags)
+    module = Module(
+        "cuda_bodies", ("cuda_bodies.cpp",), cxx.command, cxx.version, flags, link_flags=["-pthread"]
+    )
     folder = ROOT / "build" / "cuda_on_cpu"
     library = write_ninja([module], SUPPORT, folder, ".so")["cuda_bodies"]
     built = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False)
