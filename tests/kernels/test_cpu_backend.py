@@ -181,13 +181,13 @@ def test_the_exponential_is_within_one_ulp(vectors, low, high):
 
 
 def test_k3_does_not_cancel_near_zero(vectors):
-    # The plain expm1(x) - x loses all of its digits here: x²/2 is below the unit in the last place of x.
+    # The plain expm1(x) - x keeps about five bits here: x²/2 is some thirty units in the last place of x.
     args = ppo_case((8, 64), kl_estimator="k3")
     args = with_tensor(args, REF_LOGPROBS, args[LOGPROBS] * (1 + 2.0**-18))
     x = (args[REF_LOGPROBS] - args[LOGPROBS]).double()[args[MASK]]
     exact = (x**2 / 2 + x**3 / 6).sum()
     assert (ppo_loss(*args)[1][Stat.KL] / exact - 1).abs() < 1e-6
-    assert (reference_ppo_loss(*args)[1][Stat.KL] / exact - 1).abs() > 1e-3
+    assert (reference_ppo_loss(*args)[1][Stat.KL] / exact - 1).abs() > 1e-4
 
 
 @settings(max_examples=60, deadline=None)
