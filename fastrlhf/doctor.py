@@ -20,8 +20,8 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft",
 # What a user loses with each module, and what has to be there before building again helps.
 MODULES = {
     "_cpu": (
-        "the loss and the advantages run in plain PyTorch on a CPU: same results, 10 to 400 times slower "
-        "(a small part of a training step)",
+        "on a CPU loss and advantages run in plain PyTorch: the same results, at [64, 512] 18 and 440 times "
+        "slower (2.5 and 13.9 ms a call)",
         "a C++ compiler (g++ 9 or newer, or clang++)",
     ),
     "_cuda": (
@@ -75,9 +75,8 @@ def machine_table() -> Table:
 
     table = _table("Machine", "part", "what it is")
     table.add_row("CPU", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
-    table.add_row("CPU vectors", f"PyTorch: {torch.backends.cpu.get_cpu_capability()}")
-    if native.missing("_cpu") is None:
-        table.add_row("", f"fastrlhf: {native.module('_cpu').simd()}")
+    ours = "" if native.missing("_cpu") else f", fastrlhf: {native.module('_cpu').simd()}"
+    table.add_row("CPU vectors", f"PyTorch: {torch.backends.cpu.get_cpu_capability()}{ours}")
     table.add_row("GPU", "\n".join(gpu_names()) or "none that PyTorch sees")
     return table
 
@@ -106,26 +105,30 @@ def gpu_names() -> list[str]:
 
 def modules_table() -> Table:
     """The compiled modules: there or not and why; what is lost without, and the way to get it."""
-    from fastrlhf.kernels import native
+    from fastrlhf.kernels import cuda, native
 
     table = _table("Compiled modules", "module", "state", "details")
-    for name, (loss, need) in MODULES.items():
+    for name, (cost, need) in MODULES.items():
         info, reason = native.build_info(name), native.missing(name)
-        notices = info.get("notices", [])
-        if reason is None:
-            archs = ", ".join(f"sm_{arch}" for arch in info.get("architectures", []))
-            details = [
-                info.get("compiler", "no record of the build"),
-                f"for {archs}" if archs else "",
-                *notices,
-            ]
-            table.add_row(name, "[green]ready[/green]", "\n".join(line for line in details if line))
-        else:
-            mend = f"provide {need}, then:\n  {native.mend()}"
-            table.add_row(
-                name, "[yellow]missing[/yellow]", f"why: {_plain(reason)}\ncost: {loss}\nmend: {mend}"
-            )
+        if reason is not None:
+            details = [f"why: {_plain(reason)}", f"cost: {cost}", f"mend: {_plain(_mend(reason, need))}"]
+            table.add_row(name, "[yellow]missing[/yellow]", "\n".join(details))
+            continue
+        details = [info.get("compiler", "no record of the build")]
+        if archs := info.get("architectures"):
+            details.append("for " + ", ".join(f"sm_{arch}" for arch in archs))
+        details += info.get("notices", [])
+        if name == "_cuda" and (idle := cuda.unavailable()):
+            details.append(f"not used here: {idle}")
+        table.add_row(name, "[green]ready[/green]", _plain("\n".join(details)))
     return table
+
+
+def _mend(reason: str, need: str) -> str:
+    from fastrlhf.kernels import native
+
+    first = "unset FASTRLHF_CUDA" if "FASTRLHF_CUDA=0" in reason else f"provide {need}"
+    return f"{first}, then\n  {native.mend()}"
 
 
 def operations_table() -> Table:

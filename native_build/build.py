@@ -10,7 +10,6 @@ Environment:
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from native_build.modules import cpu_module, cuda_module
-from native_build.ninja_file import Module, write
+from native_build.ninja_file import Module, program, write
 from native_build.toolchain import Missing
 
 RECORD = "_build_info.json"
@@ -98,14 +97,13 @@ def _compile(
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """The libraries that could be built, and for the others the compiler's words."""
     try:
-        import ninja
-    except ImportError:
-        return {}, {module.name: "the Python package ninja is not installed" for module in modules}
+        ninja = program(env)
+    except Missing as missing:
+        return {}, {module.name: str(missing) for module in modules}
     libraries = write(modules, csrc, folder, sysconfig.get_config_var("EXT_SUFFIX"))
 
     def run(*targets: str) -> subprocess.CompletedProcess[str]:
-        # The script of the package starts a second Python; its program lies beside it.
-        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder), "-k", "0", *targets]
+        command = [ninja, "-C", str(folder), "-k", "0", *targets]
         done = subprocess.run(command, capture_output=True, text=True, env=dict(env))
         with open(folder / "build.log", "a") as log:
             log.write(done.stdout + done.stderr)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+
+from native_build.toolchain import Missing
 
 
 @dataclass
@@ -22,6 +28,29 @@ class Module:
     link_flags: list[str] = field(default_factory=list)
     architectures: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+
+
+def program(env: Mapping[str, str]) -> str:
+    """The ninja that came with the Python package, wherever pip put it, else the one on PATH.
+
+    Raises:
+        Missing: neither, or the package (which writes the build file) is not there.
+    """
+    try:
+        files = metadata.files("ninja") or []
+    except metadata.PackageNotFoundError as error:
+        raise Missing("the Python package ninja is not installed") from error
+    ours = [
+        str(file.locate())
+        for file in files
+        if file.stem == "ninja" and file.parent.name in ("bin", "Scripts")
+    ]
+    found = next(
+        (path for path in ours if os.access(path, os.X_OK)), shutil.which("ninja", path=env.get("PATH"))
+    )
+    if found is None:
+        raise Missing("the Python package ninja holds no program, and there is none on PATH")
+    return found
 
 
 def write(modules: list[Module], csrc: Path, build: Path, suffix: str) -> dict[str, Path]:

@@ -15,6 +15,8 @@ from pathlib import Path
 # Every data-centre and consumer card since Ampere with its own code; later ones start from the PTX of the last.
 DEFAULT_ARCHS = "80;86;89;90;100"
 
+_USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
+
 
 class Missing(Exception):
     """Something the build needs is not on this machine; the message is what the user is told."""
@@ -58,7 +60,7 @@ def find_nvcc(env: Mapping[str, str]) -> Compiler:
     places = [
         os.path.join(env["CUDA_HOME"], "bin", "nvcc") if env.get("CUDA_HOME") else None,
         shutil.which("nvcc", path=env.get("PATH")),
-        "/usr/local/cuda/bin/nvcc",
+        _USUAL_NVCC,
     ]
     for place in places:
         if place and os.access(place, os.X_OK):

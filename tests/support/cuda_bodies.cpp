@@ -11,8 +11,7 @@ template <class T>
 static void run_gae(const std::array<uintptr_t, 7>& a, int64_t rows, int64_t columns, float gamma,
                     float gamma_lam, bool reversed) {
   std::vector<double> scratch(rows * GAE_MOMENTS, NAN);
-  const unsigned blocks = (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
-  cuda_on_cpu::launch(blocks, GAE_THREADS, reversed, [&] {
+  cuda_on_cpu::launch(gae_blocks(rows), GAE_THREADS, reversed, [&] {
     gae_kernel<T>((const T*)a[0], (const T*)a[1], (const bool*)a[2], (const bool*)a[3], (T*)a[4], (T*)a[5],
                   scratch.data(), rows, columns, gamma, gamma_lam);
   });
@@ -50,6 +49,13 @@ __global__ void lane_outside_its_mask(int* out) {
   out[threadIdx.x] = __shfl_sync(0xffffu, (int)threadIdx.x, 0);
 }
 
+__global__ void reads_unwritten_memory(float* out) {
+  __shared__ float shared[64];
+  if (threadIdx.x % 2) shared[threadIdx.x] = 1.0f;
+  __syncthreads();
+  out[threadIdx.x] = shared[threadIdx.x];
+}
+
 __global__ void warp_functions(int* out) {
   const int lane = threadIdx.x % 32;
   int* mine = out + 6 * threadIdx.x;
@@ -77,6 +83,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
     cuda_on_cpu::launch(1, 64, reversed, [&] {
       if (kernel == "without_barrier") without_barrier((int*)out);
       if (kernel == "barrier_in_a_branch") barrier_in_a_branch();
+      if (kernel == "reads_unwritten_memory") reads_unwritten_memory((float*)out);
       if (kernel == "lane_outside_its_mask") lane_outside_its_mask((int*)out);
     });
   });

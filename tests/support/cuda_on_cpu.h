@@ -13,9 +13,11 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -23,6 +25,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #undef __global__
@@ -34,7 +37,8 @@
 #define __global__ static
 #define __device__
 #define __host__
-#define __shared__ static  // blocks run one after another, so that one copy is each block's in turn
+#define __shared__ \
+  static thread_local  // each block has a thread of the host, and so shared memory of its own
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
@@ -159,6 +163,25 @@ inline void run_block(bool reversed) {
   }
 }
 
+// Fills this thread's copy of this library's thread-local memory, which is the block's shared memory, with
+// ones.
+inline void poison_shared_memory() {
+  static thread_local char allocates;
+  allocates = 1;
+  const auto poison = [](dl_phdr_info* library, size_t, void* ours) {
+    for (int i = 0; i < library->dlpi_phnum; ++i) {
+      const ElfW(Phdr) & part = library->dlpi_phdr[i];
+      const char* start = (const char*)library->dlpi_tls_data;
+      if (part.p_type == PT_TLS && start && ours >= start && ours < start + part.p_memsz) {
+        memset(library->dlpi_tls_data, 0xff, part.p_memsz);
+        return 1;
+      }
+    }
+    return 0;
+  };
+  if (!dl_iterate_phdr(poison, &allocates)) throw std::runtime_error("thread-local memory not found");
+}
+
 // Runs `body` (a call of the kernel) for every thread of `blocks` x `threads`.
 inline void launch(unsigned blocks, unsigned threads, bool reversed, std::function<void()> body) {
   const size_t bytes = threads * STACK_BYTES;
@@ -182,11 +205,14 @@ inline void launch(unsigned blocks, unsigned threads, bool reversed, std::functi
       fiber.context.uc_link = &running.scheduler;
       makecontext(&fiber.context, fiber_main, 0);
     }
-    try {
-      run_block(reversed);
-    } catch (...) {
-      failure = std::current_exception();
-    }
+    std::thread([&] {
+      try {
+        poison_shared_memory();
+        run_block(reversed);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    }).join();
   }
   block = nullptr;
   munmap(stacks, bytes);

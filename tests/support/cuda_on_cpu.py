@@ -16,6 +16,7 @@ import torch
 
 from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
 from native_build.ninja_file import Module
+from native_build.ninja_file import program as ninja_program
 from native_build.ninja_file import write as write_ninja
 from native_build.toolchain import Missing, find_cxx, find_nvcc
 
@@ -27,22 +28,21 @@ SUPPORT = ROOT / "tests" / "support"
 def bodies() -> ModuleType:
     """The module of cuda_bodies.cpp, built when its sources changed; skips the test without g++ or CUDA's headers."""
     try:
-        import ninja
         import pybind11
 
-        cxx, cuda = find_cxx(os.environ), cuda_include()
+        cxx, cuda, ninja = find_cxx(os.environ), cuda_include(), ninja_program(os.environ)
     except (ImportError, Missing) as missing:
         pytest.skip(f"the CUDA bodies cannot be compiled for the CPU: {missing}")
     python = sysconfig.get_paths()["include"]
-    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread"]
     flags += [f"-I{ROOT / 'fastrlhf' / 'csrc'}", f"-I{SUPPORT}"]
     flags += [f"-isystem{folder}" for folder in (pybind11.get_include(), python, cuda)]
-    module = Module("cuda_bodies", ("cuda_bodies.cpp",), cxx.command, cxx.version, flags)
+    module = Module(
+        "cuda_bodies", ("cuda_bodies.cpp",), cxx.command, cxx.version, flags, link_flags=["-pthread"]
+    )
     folder = ROOT / "build" / "cuda_on_cpu"
     library = write_ninja([module], SUPPORT, folder, ".so")["cuda_bodies"]
-    built = subprocess.run(
-        [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)], capture_output=True, text=True, check=False
-    )
+    built = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout
     spec = importlib.util.spec_from_file_location("cuda_bodies", library)
     loaded = importlib.util.module_from_spec(spec)

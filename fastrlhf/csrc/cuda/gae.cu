@@ -9,10 +9,9 @@ template <class T>
 int launch(const std::array<uintptr_t, 7>& a, uintptr_t scratch, int64_t rows, int64_t columns, float gamma,
            float gamma_lam, cudaStream_t stream) {
   if (rows > 0) {
-    const unsigned blocks = (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
-    gae_kernel<T><<<blocks, GAE_THREADS, 0, stream>>>((const T*)a[0], (const T*)a[1], (const bool*)a[2],
-                                                      (const bool*)a[3], (T*)a[4], (T*)a[5], (double*)scratch,
-                                                      rows, columns, gamma, gamma_lam);
+    gae_kernel<T><<<gae_blocks(rows), GAE_THREADS, 0, stream>>>(
+        (const T*)a[0], (const T*)a[1], (const bool*)a[2], (const bool*)a[3], (T*)a[4], (T*)a[5],
+        (double*)scratch, rows, columns, gamma, gamma_lam);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
   gae_finish<<<1, GAE_FINISH_THREADS, 0, stream>>>((const double*)scratch, (double*)a[6], rows);

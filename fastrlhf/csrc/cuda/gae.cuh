@@ -14,6 +14,10 @@ constexpr int GAE_THREADS = GAE_ROWS_PER_BLOCK * WARP;
 constexpr int GAE_MOMENTS = 3;
 constexpr int GAE_FINISH_THREADS = 256;
 
+inline unsigned gae_blocks(int64_t rows) {
+  return (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
+}
+
 // x -> add + scale x; a masked position forgets x altogether, even where x is NaN.
 struct Affine {
   float add, scale;
@@ -30,7 +34,7 @@ __device__ __forceinline__ float apply(Affine map, float x) {
   return map.forgets ? map.add : map.add + map.scale * x;
 }
 
-// Grid: ceil(rows / GAE_ROWS_PER_BLOCK) blocks of GAE_THREADS. row_moments: [rows, 3], for `gae_finish`.
+// Grid: gae_blocks(rows) blocks of GAE_THREADS. row_moments: [rows, 3], for `gae_finish`.
 // At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on
 // sm_100.
 template <class T>

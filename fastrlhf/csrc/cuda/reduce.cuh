@@ -13,6 +13,7 @@ __device__ __forceinline__ double warp_sum(double x) {
 }
 
 // Adds up COUNT values over a block of THREADS and leaves the sums in thread zero's `values`.
+// Once a kernel: a second call would need a barrier before it.
 template <int COUNT, int THREADS>
 __device__ __forceinline__ void block_sums(double (&values)[COUNT]) {
   constexpr int WARPS = THREADS / WARP;

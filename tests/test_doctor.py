@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastrlhf import cli, doctor
+from fastrlhf.kernels import dispatch, native
+from fastrlhf.version import __version__
+
+
+@pytest.fixture
+def report(capsys, monkeypatch):
+    """Runs `fastrlhf doctor` on a wide terminal; returns what it prints, its table lines taken out."""
+    monkeypatch.setenv("COLUMNS", "240")
+
+    def run() -> str:
+        assert cli.main(["doctor"]) == 0
+        return re.sub(r"[│┃─━┏┓└┘├┤┬┴┼┳┻╇┡┩]", "", capsys.readouterr().out)
+
+    return run
+
+
+def test_shows_versions_and_machine(report):
+    shown = report()
+    assert re.search(rf"fastrlhf +{re.escape(__version__)}", shown)
+    assert re.search(rf"torch +{re.escape(torch.__version__)}", shown)
+    assert f"{torch.get_num_threads()} threads used" in shown
+    if not torch.cuda.is_available():
+        assert "none that PyTorch sees" in shown
+
+
+def test_shows_every_operation_with_what_runs(report):
+    shown = report()
+    expected = "cpu" if native.missing("_cpu") is None else "reference"
+    for operation in dispatch.OPERATIONS:
+        assert re.search(rf"^ *{operation} ", shown, re.MULTILINE)
+    assert re.search(rf"^ *ppo_loss +ready .* {expected} *$", shown, re.MULTILINE)
+    assert re.search(r"^ *sample +ready .* reference *$", shown, re.MULTILINE)
+
+
+def test_a_missing_module_shows_why_its_cost_and_the_mend(report, monkeypatch):
+    reasons = {"_cpu": "g++ said: [error] no", "_cuda": "switched off by FASTRLHF_CUDA=0"}
+    monkeypatch.setattr(native, "missing", reasons.get)
+    shown = report()
+    assert "why: g++ said: [error] no" in shown
+    assert "cost: on a CPU loss and advantages run in plain PyTorch" in shown
+    assert "mend: provide a C++ compiler" in shown
+    assert "mend: unset FASTRLHF_CUDA, then" in shown
+    assert shown.count(native.mend()) == 2
+
+
+def test_a_built_module_shows_compiler_architectures_and_notices(report, monkeypatch):
+    info = {
+        "compiler": "nvcc 13.0",
+        "architectures": ["80", "90"],
+        "notices": ["does not support 120: left out"],
+    }
+    monkeypatch.setattr(native, "missing", lambda name: None)
+    monkeypatch.setattr(native, "build_info", lambda name: info)
+    monkeypatch.setattr("fastrlhf.kernels.cuda.unavailable", lambda: "built, but there is no CUDA device")
+    monkeypatch.setattr(doctor, "machine_table", lambda: "")
+    shown = report()
+    for text in ("nvcc 13.0", "for sm_80, sm_90", "does not support 120", "not used here: built, but"):
+        assert text in shown
+
+
+def test_what_runs_follows_the_forced_backend():
+    with dispatch.using("reference"):
+        assert doctor.running("gae", "cpu") == "reference"
+
+
+def test_a_package_that_is_not_there_is_called_so():
+    assert doctor.version_of("torch") == torch.__version__
+    assert doctor.version_of("no-such-package-anywhere") == "not installed"
+
+
+def test_the_processor_has_a_name(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name\t: Some CPU 3000\n")
+    assert doctor.cpu_name(cpuinfo) == "Some CPU 3000"
+    assert doctor.cpu_name(tmp_path / "absent")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"fastrlhf {__version__}\n"
+
+
+def test_help_answers_without_importing_torch():
+    code = "import sys\nfrom fastrlhf import cli\ntry:\n  cli.main(['--help'])\nexcept SystemExit:\n  pass\n"
+    code += "print({'torch', 'transformers', 'rich', 'numpy'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "doctor" in told
+    assert told.splitlines()[-1] == "set()"
