@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,9 @@ def with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
             raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
         if is_peft(model):
             raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
-        model = get_peft_model(model, peft_config)
+        with warnings.catch_warnings():  # peft 0.21 reads a name that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            model = get_peft_model(model, peft_config)
     if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
     return model
