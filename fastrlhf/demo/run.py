@@ -133,7 +133,7 @@ def build_trainer(
         stop_token="eos",
         temperature=settings.temperature,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear",
         kl_coef=settings.kl_coef,
         adaptive_kl_target=settings.kl_target,
         adaptive_kl_horizon=settings.kl_horizon,

@@ -14,7 +14,7 @@ class Settings:
         prompts_per_step, prompt_words, response_length: the shape of a rollout (prompts, words, tokens).
         judged: held-out prompts completed before and after training.
         temperature: of sampling and of every log-probability.
-        learning_rate: for the adapter and the value head alike.
+        learning_rate: for the adapter and the value head alike, falling linearly to zero.
         lora_rank, lora_alpha: of the adapter on every linear map of the top `lora_top_layers` layers.
         micro_batch: sequences per forward and backward; what it holds is most of the demo's memory.
         kl_coef, kl_target, kl_horizon: KL penalty at the start, KL per sequence (nats) that it is steered to, and over
@@ -23,7 +23,7 @@ class Settings:
         reward_margin, kl_limit: what a run is expected to reach, and stay under (nats per sequence).
     """
 
-    steps: int = 32
+    steps: int = 40
     prompts_per_step: int = 16
     prompt_words: int = 6
     response_length: int = 16
@@ -35,8 +35,8 @@ class Settings:
     lora_top_layers: int = 15
     micro_batch: int = 8
     kl_coef: float = 0.06
-    kl_target: float = 4.0
-    kl_horizon: int = 32
+    kl_target: float = 5.5
+    kl_horizon: int = 64
     epochs: int = 2
     minibatches: int = 1
     vf_coef: float = 0.5
