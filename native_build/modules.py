@@ -21,8 +21,16 @@ from native_build.toolchain import (
     supported_archs,
 )
 
-CPU_SOURCES = ("bindings_cpu.cpp", "cpu/gae.cpp", "cpu/ppo_loss.cpp")
-CUDA_SOURCES = ("bindings_cuda.cpp", "cuda/gae.cu", "cuda/ppo_loss.cu")
+CPU_SOURCES = (
+    "bindings_cpu.cpp",
+    "cpu/gae.cpp",
+    "cpu/ppo_loss.cpp",
+)
+CUDA_SOURCES = (
+    "bindings_cuda.cpp",
+    "cuda/gae.cu",
+    "cuda/ppo_loss.cu",
+)
 
 
 def cpu_module(env: Mapping[str, str], csrc: Path, build: Path) -> Module:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from types import ModuleType
+from typing import Any
 
 import torch
+
+# Called instead of a Triton launch with (kernel, grid, arguments, meta-parameters).
+TritonObserver = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+
+_observer: ContextVar[TritonObserver | None] = ContextVar("fastrlhf_triton_observer", default=None)
 
 
 class LaunchError(RuntimeError):
@@ -35,3 +43,30 @@ def check(module: ModuleType, kernel: str, error: int) -> None:
     """Raise LaunchError unless `error`, a cudaError_t, is zero."""
     if error:
         raise LaunchError(f"{kernel}: {module.error_name(error)}: {module.error_text(error)}")
+
+
+def launch_triton(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **meta: Any) -> None:
+    """Launch a Triton kernel on the current stream of `device`. The host does not wait for it.
+
+    Args:
+        kernel: a function made by `triton.jit`.
+        grid: the number of programs along each axis; nothing is launched if one is zero.
+        args: the kernel's arguments; meta: its constexpr parameters, `num_warps` and `num_stages`.
+    """
+    if 0 in grid:
+        return
+    if observer := _observer.get():
+        observer(kernel, grid, args, meta)
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*args, **meta)
+
+
+@contextmanager
+def observing_triton(observer: TritonObserver) -> Iterator[None]:
+    """In the block `observer` gets every Triton launch, and nothing runs: so a launcher tells what it would launch."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)

@@ -1,8 +1,8 @@
 """Which implementation of an operation runs, and why.
 
-An implementation is a function named after its operation in `fastrlhf/kernels/<backend>/<operation>.py`. Its module may
-define `unavailable() -> str | None` (why it cannot run on this machine at all) and `serves(*tensors) -> str | None`
-(why it cannot take these tensors); both return None when it can.
+An implementation is a function named after its operation in `fastrlhf/kernels/<backend>/<operation>.py`. The backend's
+package says `unavailable() -> str | None` (why nothing of it can run on this machine) and `serves(*tensors) -> str |
+None` (why it cannot take these tensors), None when it can; the operation's module may define either of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from typing import Any, NamedTuple
 import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-OPERATIONS = ("gae", "linear_logprob", "linear_logprob_backward", "ppo_loss", "sample")
+OPERATIONS = (
+    "gae",
+    "linear_logprob",
+    "linear_logprob_backward",
+    "ppo_loss",
+    "sample",
+)
 
 # Preferred first. CUDA C++ before Triton is a judgement, to be replaced by a table once a GPU has measured the two.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -96,18 +102,30 @@ def _availability(operation: str, backend: str) -> Availability:
 def _refusal(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
     if reason := _missing(operation, backend):
         return reason
-    serves = getattr(_module(operation, backend), "serves", None)
+    serves = getattr(_module(operation, backend), "serves", None) or getattr(
+        _package(backend), "serves", None
+    )
     return serves(*tensors) if serves else None
 
 
 @functools.cache
 def _missing(operation: str, backend: str) -> str | None:
-    if importlib.util.find_spec(f"fastrlhf.kernels.{backend}") is None or (
-        importlib.util.find_spec(f"fastrlhf.kernels.{backend}.{operation}") is None
-    ):
+    # the package is asked first: its modules may import what is not there
+    if reason := _unavailable(_package(backend)):
+        return reason
+    if importlib.util.find_spec(f"fastrlhf.kernels.{backend}.{operation}") is None:
         return "not written yet"
-    unavailable = getattr(_module(operation, backend), "unavailable", None)
-    return unavailable() if unavailable else None
+    return _unavailable(_module(operation, backend))
+
+
+def _unavailable(module: ModuleType) -> str | None:
+    says = getattr(module, "unavailable", None)
+    return says() if says else None
+
+
+@functools.cache
+def _package(backend: str) -> ModuleType:
+    return importlib.import_module(f"fastrlhf.kernels.{backend}")
 
 
 @functools.cache

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import native
-from fastrlhf.kernels.cpu import serves, unavailable
-
-__all__ = ["gae", "serves", "unavailable"]
 
 
 def gae(rewards, values, mask, moments_mask, gamma, lam):

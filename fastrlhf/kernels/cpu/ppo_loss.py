@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
-from fastrlhf.kernels.cpu import serves, unavailable
 from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
-
-__all__ = ["ppo_loss", "serves", "unavailable"]
 
 
 def ppo_loss(*args):

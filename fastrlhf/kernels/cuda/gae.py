@@ -6,9 +6,6 @@ import torch
 
 from fastrlhf.device.launch import launch
 from fastrlhf.kernels import native
-from fastrlhf.kernels.cuda import serves, unavailable
-
-__all__ = ["gae", "serves", "unavailable"]
 
 
 def gae(rewards, values, mask, moments_mask, gamma, lam):

@@ -6,10 +6,7 @@ import torch
 
 from fastrlhf.device.launch import launch
 from fastrlhf.kernels import native
-from fastrlhf.kernels.cuda import serves, unavailable
 from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
-
-__all__ = ["ppo_loss", "serves", "unavailable"]
 
 
 def ppo_loss(*args):
