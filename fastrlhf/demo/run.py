@@ -43,18 +43,22 @@ def run_demo(
     """Train, judge before and after, and write metrics, report and checkpoint to `out`.
 
     Args:
-        out: the run's directory; an earlier run's metrics in it are replaced.
+        out: the run's directory; an earlier run's metrics and summary in it are replaced.
         steps: PPO steps, or None for the settings' own.
         seed: of prompts, sampling and initial weights.
         device: "auto", "cpu" or "cuda".
 
     Returns:
         The summary that `out/summary.json` holds.
+
+    Raises:
+        SystemExit: a signal ended the run; checkpoint and report hold what was done.
     """
     began = time.perf_counter()
     settings = settings or Settings()
     settings = settings if steps is None else replace(settings, steps=steps)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "summary.json").unlink(missing_ok=True)
     torch.manual_seed(seed)
     model, tokenizer = load_policy()
     judge = Judge()
@@ -73,8 +77,13 @@ def run_demo(
         last_prompts = _prompts_of_steps(trained, settings, seed)
         baseline = mean(vader_reward(last_prompts, complete(trainer, last_prompts, settings, seed)))
         before = complete(trainer, held_out, settings, seed)
-        with quiet_loading():
-            trainer.train()
+        try:
+            with quiet_loading():
+                trainer.train()
+        except SystemExit:
+            page = write_report(out)
+            display.note(f"Stopped by a signal; {page} shows the steps until then")
+            raise
         display.phase("rollout")
         after = complete(trainer, held_out, settings, seed)
 

@@ -41,7 +41,7 @@ def step_metrics(
         "lr": trainer.lr_scheduler.get_last_lr()[0],
         "episode": trainer.state.episode,
         "objective/kl_coef": trainer.kl_controller.kl_coef,
-        "train/skipped_updates": trainer.skipped_updates,
+        "train/skipped_updates": trainer.guard.skipped,
         "response_length": tokens / len(rollout.lengths),
         "tokens_per_second": tokens / seconds["step"],
         "elapsed_s": elapsed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
@@ -30,6 +33,31 @@ ADAPTER, CRITIC, TRAINING, PROGRESS, TRAINER_STATE = (
     "progress.json",
     "trainer_state.json",
 )
+
+
+@dataclass
+class OnlineTrainerState(TrainerState):
+    """`TrainerState` with the number of prompts seen so far."""
+
+    episode: int = 0
+
+
+def fresh_trainer_state(trainer: PPOTrainer) -> OnlineTrainerState:
+    """The counters and the log of a run that begins."""
+    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+    return OnlineTrainerState(
+        is_local_process_zero=trainer.is_local_process_zero(),
+        is_world_process_zero=trainer.is_world_process_zero(),
+        stateful_callbacks=[callback for callback in callbacks if isinstance(callback, ExportableState)],
+    )
+
+
+def restore_trainer_state(trainer: PPOTrainer, loaded: TrainerState, episode: int) -> None:
+    """Take up the counters and the log of a checkpoint; callbacks stay this trainer's."""
+    trainer.state = fresh_trainer_state(trainer)
+    kept = {name: value for name, value in vars(loaded).items() if name != "stateful_callbacks"}
+    vars(trainer.state).update(kept)
+    trainer.state.episode = episode
 
 
 def write_state(trainer: PPOTrainer, folder: Path) -> None:
@@ -77,9 +105,9 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
             f"{folder} is a checkpoint of another model or optimizer ({error}): build the trainer with the arguments "
             "that it was written with, or train without resume_from_checkpoint"
         ) from error
-    trainer.restore_state(loaded, reached["episode"])
+    restore_trainer_state(trainer, loaded, reached["episode"])
     trainer.kl_controller.kl_coef = reached["kl_coef"]
-    trainer.skipped_updates = reached["skipped_updates"]
+    trainer.guard.skipped = reached["skipped_updates"]
     trainer.random_states = training["random"]
 
 
@@ -89,7 +117,7 @@ def progress(trainer: PPOTrainer) -> dict[str, Any]:
         "step": trainer.state.global_step,
         "episode": trainer.state.episode,
         "kl_coef": trainer.kl_controller.kl_coef,
-        "skipped_updates": trainer.skipped_updates,
+        "skipped_updates": trainer.guard.skipped,
         "must_match": {
             "seed": trainer.args.seed,
             "data_seed": trainer.data_seed,

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, TrainerCallback
 
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
@@ -38,9 +35,10 @@ from fastrlhf.ppo import loop, state
 from fastrlhf.ppo.arguments import check_models, check_policy, stop_tokens, with_adapter
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
-from fastrlhf.ppo.completions import Completions, show_completions
+from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
+from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
 from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.metrics import step_metrics
 from fastrlhf.ppo.randomness import random_states, set_random_states
@@ -49,18 +47,7 @@ from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
 
 
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; the message says why, and which checkpoint holds its last good state."""
-
-
-@dataclass
-class OnlineTrainerState(TrainerState):
-    """`TrainerState` with the number of prompts seen so far."""
-
-    episode: int = 0
-
-
-class PPOTrainer(Trainer):
+class PPOTrainer(ShowsCompletions, Trainer):
     """Train a language model by proximal policy optimisation.
 
     Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
@@ -151,8 +138,8 @@ class PPOTrainer(Trainer):
             self.lr_scheduler,
         )
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
-        self.state = self._fresh_state()
-        self.skipped_updates = self._skipped_in_a_row = 0
+        self.state = state.fresh_trainer_state(self)
+        self.guard = UpdateGuard()
         self.interrupts = Interrupts()
         self.phase_listeners: list[Callable[[str], None]] = []
         self.random_states = random_states()
@@ -172,21 +159,6 @@ class PPOTrainer(Trainer):
             for module in (self.policy_model, self.value_model):
                 checkpoint_activations(module, kwargs)
 
-    def _fresh_state(self) -> OnlineTrainerState:
-        callbacks = [*self.callback_handler.callbacks, self.control]
-        return OnlineTrainerState(
-            is_local_process_zero=self.is_local_process_zero(),
-            is_world_process_zero=self.is_world_process_zero(),
-            stateful_callbacks=[callback for callback in callbacks if isinstance(callback, ExportableState)],
-        )
-
-    def restore_state(self, loaded: TrainerState, episode: int) -> None:
-        """Take up the counters and the log of a checkpoint; callbacks stay this trainer's."""
-        self.state = self._fresh_state()
-        kept = {name: value for name, value in vars(loaded).items() if name != "stateful_callbacks"}
-        vars(self.state).update(kept)
-        self.state.episode = episode
-
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
@@ -197,17 +169,6 @@ class PPOTrainer(Trainer):
             batch_sampler=order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader | None:
-        """Batches of `eval_dataset` in its order; None without one. A dict of datasets is read one after the other."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            dataset = torch.utils.data.ConcatDataset(list(dataset.values()))
-        return DataLoader(
-            dataset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator
         )
 
     @property
@@ -326,23 +287,20 @@ class PPOTrainer(Trainer):
         Raises:
             TrainingStopped: `args.max_skipped_updates` in a row were not finite.
         """
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        limit = self.args.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf).item()
-        if math.isfinite(norm) and math.isfinite(loss.item()):
-            self.optimizer.step()
-            self._skipped_in_a_row = 0
-            return norm, False
-        self.skipped_updates += 1
-        self._skipped_in_a_row += 1
+        norm, skipped = self.guard.step(
+            self.optimizer, self.model.parameters(), loss, self.args.max_grad_norm
+        )
+        if not skipped:
+            return norm, skipped
+        in_a_row = self.guard.in_a_row
         warnings.warn(
             f"step {self.state.global_step + 1}: loss {loss.item()}, gradient norm {norm}: this update is skipped "
-            f"({self._skipped_in_a_row} in a row)",
+            f"({in_a_row} in a row)",
             stacklevel=2,
         )
-        if self._skipped_in_a_row >= self.args.max_skipped_updates:
-            raise TrainingStopped(f"{self._skipped_in_a_row} updates in a row were not finite")
-        return norm, True
+        if in_a_row >= self.args.max_skipped_updates:
+            raise TrainingStopped(f"{in_a_row} updates in a row were not finite")
+        return norm, skipped
 
     def enter_phase(self, name: str) -> None:
         """Tell the listeners which phase begins."""
@@ -367,12 +325,11 @@ class PPOTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_step_end(args, self.state, self.control)
         self.random_states = random_states()
-        self._skipped_in_a_row = self._skipped_in_a_row if stats.skipped else 0
         ending = self.interrupts.received is not None or self.control.should_training_stop
         if self.control.should_save or self.interrupts.received is not None or self._save_failed:
             self._save(required=ending)
         if self.interrupts.received is None:
-            self._show_completions()
+            self.show_completions_when_due()
             # what evaluation and callbacks drew, a run that resumes from this step will not have drawn
             set_random_states(self.random_states)
         if self.interrupts.received is None:
@@ -380,16 +337,6 @@ class PPOTrainer(Trainer):
         if self._saved is None or self._saved.name != f"checkpoint-{self.state.global_step}":
             self._save(required=True)
         return True
-
-    def _show_completions(self) -> None:
-        """Evaluate, or show some completions, where it is due."""
-        args = self.args
-        if self.control.should_evaluate:
-            self.evaluate()
-        elif self.eval_dataset is not None and args.num_sample_generations > 0:
-            every = max(1, args.num_total_batches // args.num_sample_generations)
-            if (self.state.global_step - 1) % every == 0:
-                self.generate_completions(sampling=True)
 
     def lr_scheduler_step(self) -> None:
         """One step of the schedule for each batch of experience, as TRL does."""
@@ -417,12 +364,12 @@ class PPOTrainer(Trainer):
             RewardError, TrainingStopped: the run cannot go on; a checkpoint holds its last good state.
             SystemExit: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
         """
-        self._skipped_in_a_row, self._save_failed, self._saved = 0, False, None
+        self.guard.in_a_row, self._save_failed, self._saved = 0, False, None
         if resume_from_checkpoint:
             self._saved = find_checkpoint(Path(self.args.output_dir), resume_from_checkpoint)
             state.read_state(self, self._saved)
         else:
-            self.state = self._fresh_state()
+            self.state = state.fresh_trainer_state(self)
         self.state.max_steps = self.args.num_total_batches
         self.state.num_train_epochs = self.args.total_episodes / len(self.train_dataset)
         self.state.compute_steps(self.args, self.state.max_steps)
@@ -483,34 +430,3 @@ class PPOTrainer(Trainer):
         state.save_critic(self.value_model, folder / state.CRITIC)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    # Completions
-
-    def generate_completions(self, sampling: bool = False) -> Completions | None:
-        """Show completions of `eval_dataset`, nearly greedy, with their scores; None without one.
-
-        Args:
-            sampling: stop after the first batch.
-        """
-        loader = self.get_eval_dataloader()
-        if loader is None:
-            return None
-        found = Completions([], [], [])
-        for batch in loader:
-            rollout = self.rollout(batch, lambda ids, mask: self._generate(ids, mask, temperature=0.01))
-            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size).tolist()
-            found.extend(*self.scorer.decode(rollout), scores)
-            if sampling:
-                break
-        if self.is_world_process_zero():
-            show_completions(found, self.args.report_to)
-        return found
-
-    def evaluate(self, *_, **__) -> dict[str, float]:
-        """Mean score of completions of the whole `eval_dataset`, logged as `eval/scores`."""
-        found = self.generate_completions()
-        metrics = {} if found is None else {"eval/scores": sum(found.scores) / len(found.scores)}
-        if metrics:
-            self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from fastrlhf import PPOTrainer
+from fastrlhf.ppo.guard import TrainingStopped
 from fastrlhf.ppo.rewards import RewardError
-from fastrlhf.ppo.trainer import TrainingStopped
 from tests.support.runs import finite, metrics, same, snapshot
 from tests.support.tiny import tiny_llama_classifier, tiny_reward, tiny_trainer
 
@@ -115,7 +115,7 @@ def test_rows_of_a_second_run_count_afresh(tmp_path):
     trainer = tiny_trainer(tmp_path, trainer_class=poisoned([2, 3, 4]))
     trainer.train()
     trainer.train()
-    assert trainer.skipped_updates == 3
+    assert trainer.guard.skipped == 3
 
 
 class BreakPolicy(TrainerCallback):

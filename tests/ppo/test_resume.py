@@ -210,7 +210,7 @@ def test_a_longer_run_goes_on_from_the_end(tmp_path):
 
 def test_skipped_updates_are_counted_on(tmp_path):
     trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=1)
-    trainer.skipped_updates = 5
+    trainer.guard.skipped = 5
     trainer.train()
     resumed = tiny_trainer(tmp_path)
     resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-2")

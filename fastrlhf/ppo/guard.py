@@ -1,0 +1,48 @@
+"""No loss or gradient that is not a number ever reaches a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why, and which checkpoint holds its last good state."""
+
+
+class UpdateGuard:
+    """Clips and steps an optimizer, and skips the updates that are not finite.
+
+    Attributes:
+        skipped: updates skipped since the run began.
+        in_a_row: updates skipped since the last one that was made.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = self.in_a_row = 0
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        loss: torch.Tensor,
+        max_grad_norm: float,
+    ) -> tuple[float, bool]:
+        """Clip the gradient's norm to `max_grad_norm` (0: not at all) and step.
+
+        Returns:
+            The norm before clipping, and whether the update was skipped.
+        """
+        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.clip_grad_norm_(with_gradient, max_grad_norm or math.inf).item()
+        skip = not (math.isfinite(norm) and math.isfinite(loss.item()))
+        if skip:
+            self.skipped += 1
+            self.in_a_row += 1
+        else:
+            optimizer.step()
+            self.in_a_row = 0
+        return norm, skip
