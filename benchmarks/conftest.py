@@ -1,6 +1,12 @@
-"""Times the backends of each operation in turn: `pytest benchmarks/kernels --benchmark-only`."""
+"""Times the backends of each operation in turn: `pytest benchmarks/kernels --benchmark-only`.
+
+`fastrlhf bench kernels` does it in several rounds. FASTRLHF_BENCH_COMPILED=1 adds torch.compile of the plain way.
+"""
 
 from __future__ import annotations
+
+import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,11 +16,12 @@ from fastrlhf.kernels import dispatch
 
 
 def pytest_generate_tests(metafunc):
-    """`contender`: plain PyTorch, then each backend of the module's OPERATION that works on this machine."""
+    """`contender`: plain PyTorch, compiled if asked for, then the backends of the module's OPERATION that work here."""
     if "contender" in metafunc.fixturenames:
         operation = metafunc.module.OPERATION
         cells = [cell for cell in dispatch.table() if cell.operation == operation and cell.available]
-        metafunc.parametrize("contender", ["plain", *(cell.backend for cell in cells)])
+        others = ["plain", "compiled"] if os.environ.get("FASTRLHF_BENCH_COMPILED") == "1" else ["plain"]
+        metafunc.parametrize("contender", [*others, *(cell.backend for cell in cells)])
 
 
 @pytest.fixture
@@ -28,17 +35,17 @@ def measure(request, benchmark, contender, device, monkeypatch):
     monkeypatch.setattr(dispatch, "_say_once", pytest.skip)
 
     def run(plain, ours):
+        way = {"plain": plain, "compiled": torch.compile(plain)}.get(contender, ours)
+
         def once():
-            (plain if contender == "plain" else ours)()
+            way()
             if device == "cuda":
                 torch.cuda.synchronize()
 
         benchmark.group = request.node.name.replace(f"{contender}-", "")
         benchmark.extra_info.update(device=device, torch=torch.__version__, threads=torch.get_num_threads())
-        if contender == "plain":
+        with kernels.using(contender) if contender in dispatch.BACKENDS else nullcontext():
+            once()  # compiles, and fills caches
             benchmark(once)
-        else:
-            with kernels.using(contender):
-                benchmark(once)
 
     return run

@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastrlhf.bench.command import add_bench
 from fastrlhf.demo.command import add_demo
 from fastrlhf.doctor import add_doctor
 from fastrlhf.version import __version__
 
-SUBCOMMANDS = (add_demo, add_doctor)
+SUBCOMMANDS = (add_demo, add_doctor, add_bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

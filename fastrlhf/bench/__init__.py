@@ -1,0 +1,1 @@
+"""`fastrlhf bench`: comparisons with what people use today, in turns, in one run."""

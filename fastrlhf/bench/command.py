@@ -1,0 +1,55 @@
+"""`fastrlhf bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+CASES = Path(__file__).parents[2] / "benchmarks" / "kernels"
+
+
+def add_bench(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("bench", help="time what is here beside what people use today")
+    questions = parser.add_subparsers(metavar="WHAT", required=True)
+    kernels = questions.add_parser(
+        "kernels", help="the operations: our backends beside PyTorch, eager and compiled"
+    )
+    kernels.add_argument("operations", nargs="*", metavar="OPERATION", help="only these (default: all)")
+    kernels.add_argument(
+        "--rounds", type=int, default=3, help="how often all take their turn (default: %(default)s)"
+    )
+    kernels.add_argument(
+        "--threads", type=int, default=2, help="threads of the processor (default: %(default)s)"
+    )
+    kernels.add_argument(
+        "--no-compiled", action="store_true", help="leave torch.compile out (it takes most of the time)"
+    )
+    kernels.add_argument(
+        "--out", type=Path, default=CASES.parent / "results", help="folder of kernels.csv and kernels.png"
+    )
+    kernels.set_defaults(run=_kernels)
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    if not CASES.is_dir():
+        raise SystemExit(f"fastrlhf bench: the cases are in {CASES}, which a checkout of the repository has")
+    known = sorted(path.stem for path in CASES.glob("*.py") if path.stem != "__init__")
+    if unknown := [name for name in arguments.operations if name not in known]:
+        raise SystemExit(f"fastrlhf bench: no cases for {', '.join(unknown)}; there are: {', '.join(known)}")
+    if arguments.rounds < 1 or arguments.threads < 1:
+        raise SystemExit("fastrlhf bench: --rounds and --threads take whole numbers of at least 1")
+    from fastrlhf.bench import kernels
+
+    files = [CASES / f"{name}.py" for name in arguments.operations or known]
+    rounds = [
+        kernels.time_round(files, threads=arguments.threads, compiled=not arguments.no_compiled)
+        for _ in range(arguments.rounds)
+    ]
+    rows = kernels.summarise(rounds)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kernels.write_csv(rows, arguments.out / "kernels.csv")
+    kernels.draw(rows, arguments.out / "kernels.png")
+    kernels.show(rows)
+    print(f"{arguments.out / 'kernels.csv'}, {arguments.out / 'kernels.png'}")
+    return 0
