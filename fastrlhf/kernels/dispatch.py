@@ -33,6 +33,9 @@ OPERATIONS = (
 # Preferred first. CUDA C++ before Triton is a judgement, to be replaced by a table once a GPU has measured the two.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
+# Kernels that no machine of the project has run: each proves itself at its first use on a user's GPU.
+_PROVED_AT_FIRST_USE = ("triton", "cuda")
+
 # Of the process, not of a thread: on a GPU autograd runs the backward in a thread of its own.
 _forced: list[str] = []
 _costs: dict[str, Callable[..., Cost]] = {}
@@ -115,7 +118,9 @@ def _choose(operation: str, tensors: tuple[torch.Tensor, ...]) -> Callable[..., 
     if forced is not None:
         preference = (forced, *preference)
     for backend in preference:
-        reason = _refusal(operation, backend, tensors)
+        reason = _declined(operation, backend, tensors)
+        if reason is None and backend != forced:  # who forces a kernel, such as its tests, gets it as it is
+            reason = _unproved(operation, backend, tensors[0].device)
         if reason is None:
             return getattr(_module(operation, backend), operation)
         if backend == forced:
@@ -143,7 +148,22 @@ def _availability(operation: str, backend: str) -> Availability:
     return Availability(operation, backend, reason is None, reason or "ready")
 
 
-def _refusal(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
+def implementation(operation: str, backend: str, *args: Any) -> Callable[..., Any] | str:
+    """The function of `backend` for `operation`, or why it does not take the tensors among `args`."""
+    if reason := _declined(operation, backend, _tensors(args)):
+        return reason
+    return getattr(_module(operation, backend), operation)
+
+
+def _unproved(operation: str, backend: str, device: torch.device) -> str | None:
+    if backend in _PROVED_AT_FIRST_USE and device.type == "cuda":
+        from fastrlhf.kernels.first_use import unproved  # which needs this module
+
+        return unproved(operation, backend, device)
+    return None
+
+
+def _declined(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
     if reason := _missing(operation, backend):
         return reason
     serves = getattr(_module(operation, backend), "serves", None) or getattr(

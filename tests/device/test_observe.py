@@ -1,4 +1,4 @@
-"""Operations tell whoever observes, and the simulated device counts each as one kernel with the cost that it declares."""
+"""Operations tell whoever observes; the simulated device counts each as one kernel with the cost that it declares."""
 
 from __future__ import annotations
 
