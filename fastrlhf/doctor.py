@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from fastrlhf.version import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+    from fastrlhf.kernels.verify import Verdict
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "safetensors")
 
@@ -36,14 +39,22 @@ def add_doctor(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "doctor", help="show versions, devices, compiled modules and which implementation runs each operation"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="check every operation on this machine's device against float64"
+    )
+    parser.add_argument(
+        "--device", help="where --verify checks: cuda (the default where there is one) or cpu"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables; returns 0."""
+    """Print the tables. Returns 1 if `--verify` found a wrong kernel, else 0."""
     from rich.console import Console
 
     console = Console()
+    if args.verify:
+        return verify(console, args.device)
     for table in (versions_table(), machine_table(), modules_table(), operations_table()):
         console.print(table)
     return 0
@@ -160,6 +171,48 @@ def running(operation: str, device: str) -> str:
 
     chosen = dispatch.choose(operation, torch.empty(0, device=device))
     return chosen.__module__.split(".")[-2]
+
+
+def verify(console: Console, device: str | None) -> int:
+    """Check every operation by every backend that works here, and print the worst errors. Returns 1 if one is wrong."""
+    import torch
+
+    from fastrlhf.kernels import dispatch
+    from fastrlhf.kernels.first_use import remember
+    from fastrlhf.kernels.verify import verify as verify_kernel
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda":
+        where = torch.device("cuda", where.index or 0)
+        if where.index >= torch.cuda.device_count():
+            console.print(f"{where} is not there: PyTorch sees {torch.cuda.device_count()} GPUs")
+            return 1
+    title = f"Worst error on {where}, as a share of what is allowed (more than 1 is wrong)"
+    table = _table(title, "operation", *dispatch.BACKENDS)
+    wrong = []
+    for operation in dispatch.OPERATIONS:
+        cells = []
+        for backend in dispatch.BACKENDS:
+            verdict = verify_kernel(operation, backend, where)
+            if where.type == "cuda" and verdict.worst is not None:
+                remember(verdict, where)
+            if verdict.wrong:
+                wrong.append(f"{operation} ({backend}): {verdict}")
+            cells.append(_verdict_cell(verdict))
+        table.add_row(operation, *cells)
+    console.print(table)
+    if wrong:
+        console.print("[red]wrong:[/red]", *(f"  {_plain(line)}" for line in wrong), sep="\n")
+        return 1
+    console.print("every kernel that runs here is right")
+    return 0
+
+
+def _verdict_cell(verdict: Verdict) -> str:
+    if verdict.worst is None:
+        return ""
+    text = f"{verdict.worst:.2f} ({_plain(verdict.where)})"
+    return f"[red]{text}[/red]" if verdict.wrong else text
 
 
 def _table(title: str, *columns: str) -> Table:

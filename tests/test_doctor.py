@@ -68,6 +68,52 @@ def test_a_built_module_shows_compiler_architectures_and_notices(report, monkeyp
         assert text in shown
 
 
+class TestVerify:
+    @pytest.fixture(autouse=True)
+    def without_triton(self, monkeypatch):
+        """The interpreter has tests of its own, and takes long."""
+        monkeypatch.setattr("fastrlhf.kernels.triton.unavailable", lambda: "not in this test")
+        dispatch._missing.cache_clear()
+        yield
+        dispatch._missing.cache_clear()
+
+    def test_every_operation_has_a_row_and_all_are_right(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "240")
+        assert cli.main(["doctor", "--verify", "--device", "cpu"]) == 0
+        shown = capsys.readouterr().out
+        assert "Worst error on cpu, as a share of what is allowed" in shown
+        for operation in dispatch.OPERATIONS:
+            assert re.search(rf"^│ {operation} +│ 0\.\d\d \(", shown, re.MULTILINE)
+        assert shown.endswith("every kernel that runs here is right\n")
+
+    def test_a_wrong_kernel_is_named_and_fails(self, capsys, monkeypatch):
+        from fastrlhf.kernels.reference import gae as module
+
+        genuine = module.gae
+        calls = []
+
+        def wrong_at_first(*args):
+            out = genuine(*args)
+            calls.append(1)
+            return (
+                (out[0] + 1, *out[1:]) if len(calls) % 3 == 1 else out
+            )  # the kernel; plain and exact follow
+
+        monkeypatch.setenv("COLUMNS", "240")
+        monkeypatch.setattr(module, "gae", wrong_at_first)
+        assert cli.main(["doctor", "--verify", "--device", "cpu"]) == 1
+        shown = capsys.readouterr().out
+        assert re.search(
+            r"^wrong:\n  gae \(reference\): \S+ times the error allowed in float32", shown, re.MULTILINE
+        )
+        assert "linear_logprob (" not in shown
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+    def test_a_device_that_is_not_there_is_refused(self, capsys):
+        assert cli.main(["doctor", "--verify", "--device", "cuda"]) == 1
+        assert "cuda:0 is not there" in capsys.readouterr().out
+
+
 def test_what_runs_follows_the_forced_backend():
     with dispatch.using("reference"):
         assert doctor.running("gae", "cpu") == "reference"

@@ -6,7 +6,6 @@ the demo needs none of the three.
 """
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,16 +60,3 @@ def asset(package: Package, relative: str) -> Path:
     if not path.exists():
         raise MissingAssetError(package, f"{relative} of the package {package.module}")
     return path
-
-
-def cache_dir() -> Path:
-    """The folder for converted models.
-
-    It is `$FASTRLHF_CACHE`, else `fastrlhf` under `$XDG_CACHE_HOME`, else `~/.cache/fastrlhf`. The folder is
-    not created here. An empty variable counts as unset, and so does a relative `XDG_CACHE_HOME` (XDG Base
-    Directory Specification: "consider the path invalid and ignore it").
-    """
-    if chosen := os.environ.get("FASTRLHF_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (xdg if xdg.is_absolute() else Path("~/.cache").expanduser()) / "fastrlhf"

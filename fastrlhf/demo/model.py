@@ -11,7 +11,8 @@ import torch
 from filelock import FileLock  # torch depends on it
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fastrlhf.demo.assets import GGUF, SMOLLM2, asset, cache_dir, require
+from fastrlhf.cache import cache_dir
+from fastrlhf.demo.assets import GGUF, SMOLLM2, asset, require
 from fastrlhf.demo.quiet import quiet_loading
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,11 +14,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+
+from fastrlhf.device.observe import Cost, Kernel, observer
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
@@ -32,7 +33,12 @@ OPERATIONS = (
 # Preferred first. CUDA C++ before Triton is a judgement, to be replaced by a table once a GPU has measured the two.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-_forced: ContextVar[str | None] = ContextVar("fastrlhf_backend", default=None)
+# Kernels that no machine of the project has run: each proves itself at its first use on a user's GPU.
+_PROVED_AT_FIRST_USE = ("triton", "cuda")
+
+# Of the process, not of a thread: on a GPU autograd runs the backward in a thread of its own.
+_forced: list[str] = []
+_costs: dict[str, Callable[..., Cost]] = {}
 
 
 class Availability(NamedTuple):
@@ -46,32 +52,75 @@ class Availability(NamedTuple):
 
 @contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Run every operation in the block on `backend`, where it can serve.
+    """Run every operation in the block on `backend`, where it can serve, whatever the thread.
 
     Raises:
         ValueError: `backend` is not one of `BACKENDS`.
     """
-    token = _forced.set(_check_backend(backend, "using()"))
+    _forced.append(_check_backend(backend, "using()"))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def call(operation: str, *args: Any) -> Any:
     """Run `operation` on the best implementation for the tensors among `args`."""
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-    return choose(operation, *tensors)(*args)
+    return choose(operation, *_tensors(args))(*args)
+
+
+def costs(operation: str) -> Callable[[Callable[..., Cost]], Callable[..., Cost]]:
+    """Declare what `operation` costs: decorates a function of its arguments that gives a `Cost`."""
+
+    def declare(cost: Callable[..., Cost]) -> Callable[..., Cost]:
+        _costs[operation] = cost
+        return cost
+
+    return declare
+
+
+def cost(operation: str, *args: Any) -> Cost:
+    """What a call of `operation` with these arguments has to read, write and compute; zeros where none is declared."""
+    return _costs[operation](*args) if operation in _costs else Cost()
+
+
+def has_cost(operation: str) -> bool:
+    """Whether `operation` declares its cost."""
+    return operation in _costs
 
 
 def choose(operation: str, *tensors: torch.Tensor) -> Callable[..., Any]:
-    """The implementation of `operation` that runs for `tensors`: the forced backend's if it serves, else the best."""
+    """The implementation of `operation` that runs for `tensors`: the forced backend's if it serves, else the best.
+
+    Where somebody observes, it is their stand-in.
+    """
+    if watch := observer():
+        return functools.partial(_show, watch, operation)
+    return _choose(operation, tensors)
+
+
+def _show(watch: Callable[..., Any], operation: str, *args: Any) -> Any:
+    run, declared = functools.partial(_run, operation), functools.partial(cost, operation)
+    return watch(Kernel(operation, run, declared), args)
+
+
+def _run(operation: str, *args: Any) -> Any:
+    return _choose(operation, _tensors(args))(*args)
+
+
+def _tensors(args: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(arg for arg in args if isinstance(arg, torch.Tensor))
+
+
+def _choose(operation: str, tensors: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
     preference = _PREFERENCE.get(tensors[0].device.type, ("reference",))
     forced = forced_backend()
     if forced is not None:
         preference = (forced, *preference)
     for backend in preference:
-        reason = _refusal(operation, backend, tensors)
+        reason = _declined(operation, backend, tensors)
+        if reason is None and backend != forced:  # who forces a kernel, such as its tests, gets it as it is
+            reason = _unproved(operation, backend, tensors[0].device)
         if reason is None:
             return getattr(_module(operation, backend), operation)
         if backend == forced:
@@ -83,7 +132,7 @@ def choose(operation: str, *tensors: torch.Tensor) -> Callable[..., Any]:
 
 def forced_backend() -> str | None:
     """The backend that `using()` or FASTRLHF_BACKEND asks for, or None."""
-    asked = _forced.get()
+    asked = _forced[-1] if _forced else None
     if asked is None and (environment := os.environ.get("FASTRLHF_BACKEND")):
         asked = _check_backend(environment, "FASTRLHF_BACKEND")
     return asked
@@ -99,7 +148,22 @@ def _availability(operation: str, backend: str) -> Availability:
     return Availability(operation, backend, reason is None, reason or "ready")
 
 
-def _refusal(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
+def implementation(operation: str, backend: str, *args: Any) -> Callable[..., Any] | str:
+    """The function of `backend` for `operation`, or why it does not take the tensors among `args`."""
+    if reason := _declined(operation, backend, _tensors(args)):
+        return reason
+    return getattr(_module(operation, backend), operation)
+
+
+def _unproved(operation: str, backend: str, device: torch.device) -> str | None:
+    if backend in _PROVED_AT_FIRST_USE and device.type == "cuda":
+        from fastrlhf.kernels.first_use import unproved  # which needs this module
+
+        return unproved(operation, backend, device)
+    return None
+
+
+def _declined(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
     if reason := _missing(operation, backend):
         return reason
     serves = getattr(_module(operation, backend), "serves", None) or getattr(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
 
@@ -66,6 +67,12 @@ def gae(
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
     return GAE(*_gae(rewards, values, mask, moments_mask, float(gamma), float(lam)))
+
+
+@dispatch.costs("gae")
+def _cost(rewards, values, mask, moments_mask, gamma, lam) -> Cost:
+    read = nbytes(rewards, values, mask, moments_mask)
+    return Cost(read, 2 * nbytes(rewards) + 3 * 8, 10 * rewards.numel())
 
 
 @torch.library.custom_op("fastrlhf::gae", mutates_args=())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import (
     FLOATS,
@@ -71,6 +72,26 @@ def linear_logprob(
     if softcap is not None:
         check_at_least("softcap", softcap, 0, strict=True)
     return LinearLogprob(*_linear_logprob(hidden_states, weight, targets, bias, float(temperature), softcap))
+
+
+@dispatch.costs("linear_logprob")
+def _cost(hidden_states, weight, targets, bias, temperature, softcap) -> Cost:
+    (rows, width), vocabulary = hidden_states.shape, weight.shape[0]
+    statistics = 2 * rows * torch.promote_types(hidden_states.dtype, torch.float32).itemsize
+    flops = rows * vocabulary * (2 * width + 5)
+    return Cost(nbytes(hidden_states, weight, targets, bias), statistics, flops)
+
+
+@dispatch.costs("linear_logprob_backward")
+def _backward_cost(
+    grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, temperature, softcap, needs_weight
+) -> Cost:
+    """The products are the logits again, and one for each gradient."""
+    (rows, width), vocabulary = hidden_states.shape, weight.shape[0]
+    read = nbytes(grad_logprobs, grad_entropy, hidden_states, weight, targets, bias)
+    written = nbytes(hidden_states, *((weight, bias) if needs_weight else ()))
+    products = 3 if needs_weight else 2
+    return Cost(read, written, rows * vocabulary * (2 * width * products + 8))
 
 
 @torch.library.custom_op("fastrlhf::linear_logprob", mutates_args=())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import (
     FLOATS,
@@ -177,6 +178,17 @@ def _denominators(*pairs: tuple[torch.Tensor | float | None, torch.Tensor]) -> t
         for given, mask in pairs
     ]
     return torch.stack(counts).clamp(min=1)
+
+
+@dispatch.costs("ppo_loss")
+def _cost(logprobs, *others) -> Cost:
+    """The arithmetic depends on the options: 20 operations a token for the policy, and 10 for each other term."""
+    _, _, _, values, _, _, _, entropy, ref_logprobs, *_ = others
+    given = [term for term in (values, entropy, ref_logprobs) if term is not None]
+    read = nbytes(logprobs, *(tensor for tensor in others if isinstance(tensor, torch.Tensor)))
+    sums = torch.promote_types(logprobs.dtype, torch.float32).itemsize + 8 * len(Stat)
+    written = nbytes(logprobs, values, entropy) + sums
+    return Cost(read, written, (20 + 10 * len(given)) * logprobs.numel())
 
 
 @torch.library.custom_op("fastrlhf::ppo_loss", mutates_args=())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import (
     FLOATS,
@@ -70,6 +71,12 @@ def sample(
         raise ValueError(f"seed is {seed}, expected less than 2**64")
     seed = seed if seed < 2**63 else seed - 2**64  # the same 64 bits, as the int64 that a schema takes
     return Sample(*_sample(logits, row_ids, seed, step, float(temperature), top_k, float(top_p)))
+
+
+@dispatch.costs("sample")
+def _cost(logits, row_ids, seed, step, temperature, top_k, top_p) -> Cost:
+    a_row = 8 + 2 * torch.promote_types(logits.dtype, torch.float32).itemsize
+    return Cost(nbytes(logits, row_ids), logits.shape[0] * a_row, 10 * logits.numel())
 
 
 @torch.library.custom_op("fastrlhf::sample", mutates_args=())

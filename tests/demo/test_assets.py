@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from fastrlhf.cache import cache_dir
 from fastrlhf.demo import assets
-from fastrlhf.demo.assets import MissingAssetError, Package, asset, cache_dir, require
+from fastrlhf.demo.assets import MissingAssetError, Package, asset, require
 
 
 @pytest.fixture

@@ -1,0 +1,170 @@
+"""The books of a simulated device: who holds its memory, what it ran, what crossed, and when the host waited."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+
+import torch
+
+from fastrlhf.device.observe import Cost, reason_to_wait
+from fastrlhf.device.streams import Streams
+
+POISON = 0xFF  # bytes of all ones are NaN in every float type, and -1 in every integer type
+
+
+class HostWaitError(RuntimeError):
+    """Inside a step the host waited for the device, where no reason to was given."""
+
+
+class UseAfterFreeError(RuntimeError):
+    """An operation touched memory that was given back."""
+
+
+@dataclass
+class Piece:
+    """Memory of the device: where its values are, who holds it, and the bytes that are booked."""
+
+    storage: torch.UntypedStorage
+    holder: str
+    booked: int = 0
+
+
+class Allocation:
+    """What tensors that share a piece of memory share. The piece counts until the last is gone or it is given back."""
+
+    def __init__(self, piece: Piece, stream: object):
+        self.piece = piece
+        self.freed = False
+        # those whose work the allocator waits for before it gives the memory to another
+        self.streams = {stream}
+        self.release: weakref.finalize
+
+
+class Ledger:
+    """Counts for one device; sizes in bytes.
+
+    Attributes:
+        capacity: bytes that fit.
+        live, peak: bytes held now, and the most at once; at_peak: the holders then.
+        to_device, to_host: bytes that crossed.
+        launches: kernels by name (views and copies are none). cost: what they had to read, write and compute.
+        waits: how often the host waited, by reason (or by operation, where none was given).
+        poison: whether fresh and freed memory is filled with NaN.
+    """
+
+    def __init__(self, capacity: float = inf, poison: bool = True):
+        self.capacity, self.poison = capacity, poison
+        self.live = 0
+        self.holders: Counter[str] = Counter()
+        self._pieces: Counter[str] = Counter()
+        self._allocations: weakref.WeakValueDictionary[int, Allocation] = weakref.WeakValueDictionary()
+        self._labels: list[str] = []
+        self._steps = 0
+        self.streams = Streams(self.wait)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting again; what is held stays held."""
+        self.peak, self.at_peak = self.live, Counter(self.holders)
+        self.to_device = self.to_host = 0
+        self.launches: Counter[str] = Counter()
+        self.cost = Cost()
+        self.waits: Counter[str] = Counter()
+
+    # Memory
+
+    def allocation(self, storage: torch.UntypedStorage, maker: str, stream: object) -> Allocation:
+        """The allocation that `storage` is, made on `stream` by `maker` if it is new."""
+        known = self._allocations.get(storage._cdata)
+        if known is not None:
+            self._book(known.piece, maker)  # `resize_` has perhaps made it larger
+            return known
+        piece = Piece(storage, " / ".join(self._labels) or maker)
+        self._book(piece, maker)
+        made = Allocation(piece, stream)
+        self._allocations[storage._cdata] = made
+        self._pieces[piece.holder] += 1
+        made.release = weakref.finalize(made, self._release, piece)
+        made.release.atexit = False
+        return made
+
+    def _book(self, piece: Piece, maker: str) -> None:
+        more = piece.storage.nbytes() - piece.booked
+        if self.live + more > self.capacity:
+            raise torch.OutOfMemoryError(self._out_of_memory(more, maker))
+        piece.booked += more
+        self.live += more
+        self.holders[piece.holder] += more
+        if self.live > self.peak:
+            self.peak, self.at_peak = self.live, Counter(self.holders)
+
+    def free(self, allocation: Allocation) -> None:
+        """Give memory back although tensors are left: whoever touches it gets an error."""
+        allocation.freed = True
+        allocation.release()
+
+    def _release(self, piece: Piece) -> None:
+        self.live -= piece.booked
+        self.holders[piece.holder] -= piece.booked
+        self._pieces[piece.holder] -= 1
+        if not self._pieces[piece.holder]:
+            del self.holders[piece.holder], self._pieces[piece.holder]
+        if self.poison:
+            piece.storage.fill_(POISON)
+
+    def _out_of_memory(self, size: int, maker: str) -> str:
+        held = ", ".join(
+            f"{megabytes(total)} by {holder} ({self._pieces[holder]})"
+            for holder, total in self.holders.most_common(8)
+        )
+        return (
+            f"sim:0 is out of memory: {maker} asks for {megabytes(size)}, and of {megabytes(self.capacity)} "
+            f"{megabytes(self.capacity - self.live)} are free. Held: {held or 'nothing'}"
+        )
+
+    @contextmanager
+    def label(self, name: str) -> Iterator[None]:
+        """What is allocated in the block is held by `name`, in messages and in `holders`."""
+        self._labels.append(name)
+        try:
+            yield
+        finally:
+            self._labels.pop()
+
+    # Work
+
+    def kernel(self, name: str, cost: Cost) -> None:
+        """One launch. A timeline, with the seconds of a card's profile, would be written here."""
+        self.launches[name] += 1
+        self.cost = Cost(*(total + one for total, one in zip(self.cost, cost, strict=True)))
+
+    # The host
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A block in which the host must not wait for the device, but where `observe.host_waits` gives a reason."""
+        self._steps += 1
+        try:
+            yield
+        finally:
+            self._steps -= 1
+
+    def wait(self, operation: str) -> None:
+        """The host waits for the device, in `operation`."""
+        reason = reason_to_wait()
+        if reason is None and self._steps:
+            raise HostWaitError(
+                f"{operation} makes the host wait for sim:0 inside a step; keep the value on the device, or name the "
+                "reason with fastrlhf.device.observe.host_waits"
+            )
+        self.waits[reason or operation] += 1
+
+
+def megabytes(size: float) -> str:
+    """A size for a message, in MB (10^6 bytes)."""
+    return f"{size / 1e6:.3g} MB"

@@ -1,0 +1,198 @@
+"""A simulated accelerator, `sim:0`, for machines that have none.
+
+    with simulated.registered(capacity=8 * 10**9) as device:
+        model.to("sim")
+        with device.step():
+            train(model)
+        print(device.peak, device.launches, device.to_host)
+
+Values are computed on the CPU, those of our operations by our CPU kernels. What is simulated are a GPU's rules and
+books: memory with a capacity, bytes to and from the host, kernels launched, errors where an operation mixes devices or,
+inside a step, makes the host wait, and copies that land late (see `streams`). An operation of ours is one launch, with
+the cost that it declares; its temporaries are not counted. Seconds are not simulated.
+
+PyTorch has one place for a foreign device in a process, and cannot take it back: after the block the name stays, and
+using it raises. While registered, `torch.accelerator.is_available()` stays False, so that loaders do not pin memory for
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
+from typing import Any
+
+import torch
+from torch.utils import _foreach_utils
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from fastrlhf.device import sim_tensor
+from fastrlhf.device.ledger import Ledger
+from fastrlhf.device.observe import observing
+from fastrlhf.device.sim_tensor import SimTensor, active
+from fastrlhf.device.streams import Event, Stream
+
+NAME = "sim"
+_library: list[torch.library.Library] = []
+
+
+@contextmanager
+def registered(capacity: float = inf, *, poison: bool = True) -> Iterator[Ledger]:
+    """sim:0, for the block, with books of its own.
+
+    Args:
+        capacity: its memory in bytes.
+        poison: fill fresh and freed memory with NaN.
+
+    Raises:
+        RuntimeError: PyTorch's place for a foreign device cannot be had (see `claim`).
+    """
+    claim()
+    ledger = Ledger(capacity, poison)
+    makers = {name: getattr(torch, name) for name in ("tensor", "as_tensor")}
+    supported, swap = (
+        _foreach_utils._foreach_supported_types,
+        torch.__future__.get_swap_module_params_on_conversion(),
+    )
+    sim_tensor._active.append(ledger)
+    try:
+        # these two make their result in C++ without asking the device (an assertion fails there)
+        for name, maker in makers.items():
+            setattr(torch, name, _made_on_host(maker))
+        # `nn.Module.to` then changes parameters in place both ways, as it does for a GPU
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        supported.append(SimTensor)
+        with observing(sim_tensor.observe):
+            yield ledger
+    finally:
+        supported.remove(SimTensor)
+        torch.__future__.set_swap_module_params_on_conversion(swap)
+        for name, maker in makers.items():
+            setattr(torch, name, maker)
+        sim_tensor._active.remove(ledger)
+
+
+def free(tensor: torch.Tensor) -> None:
+    """Give the memory of a tensor, and of all its views, back: it is filled with NaN, and touching it raises."""
+    active().free(tensor.allocation)
+
+
+def claim() -> None:
+    """Take PyTorch's place for a foreign device, without registering sim:0 yet. Again does nothing.
+
+    Raises:
+        RuntimeError: another device has the place, or autograd ran before: its first backward starts a thread for each
+            device that there is, and none later.
+    """
+    taken = torch._C._get_privateuse1_backend_name()
+    if taken == NAME:
+        return
+    if taken != "privateuseone":
+        raise RuntimeError(f"the device {taken!r} has PyTorch's place for foreign devices in this process")
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
+    _library.append(library)
+    sim_tensor._active.append(Ledger())
+    try:
+        torch.ones(1, device=NAME).requires_grad_().sum().backward()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "sim:0 must be claimed before the first backward of the process: call simulated.claim() where it starts"
+        ) from error
+    finally:
+        sim_tensor._active.pop()
+
+
+def _made_on_host(maker: Any) -> Any:
+    def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if device is None or torch.device(device).type != NAME:
+            return maker(*args, device=device, **kwargs)
+        requires_grad = kwargs.pop("requires_grad", False)
+        made = maker(*args, **kwargs).to(device)
+        return made.requires_grad_() if requires_grad else made
+
+    return make
+
+
+class _Module:
+    """`torch.sim`, with the names of `torch.cuda`."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """False, or `torch.accelerator` would have loaders pin memory for it."""
+        return False
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        """Random numbers come from the CPU's generator, which has its own seed."""
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    @staticmethod
+    def get_rng_state(device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    @staticmethod
+    def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+    @staticmethod
+    @contextmanager
+    def device(index: Any) -> Iterator[None]:
+        yield
+
+    @staticmethod
+    def Stream(device: Any = None, priority: int = 0) -> Stream:
+        return active().streams.new()
+
+    @staticmethod
+    def Event(**options: bool) -> Event:
+        return Event(active().streams)
+
+    @staticmethod
+    def current_stream(device: Any = None) -> Stream:
+        return active().streams.current
+
+    @staticmethod
+    def stream(stream: Stream | None) -> Any:
+        return active().streams.using(stream)
+
+    @staticmethod
+    def synchronize(device: Any = None) -> None:
+        active().streams.synchronize()
+
+    @staticmethod
+    def memory_allocated(device: Any = None) -> int:
+        return active().live
+
+    @staticmethod
+    def max_memory_allocated(device: Any = None) -> int:
+        return active().peak
+
+    @staticmethod
+    def mem_get_info(device: Any = None) -> tuple[float, float]:
+        return active().capacity - active().live, active().capacity
+
+    @staticmethod
+    def empty_cache() -> None:
+        """Nothing is cached."""

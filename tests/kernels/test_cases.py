@@ -1,0 +1,81 @@
+"""Every operation has tiny cases, runs them on the simulated device, and declares what they cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fastrlhf.device import simulated
+from fastrlhf.device.observe import Cost, nbytes
+from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.cases import cases
+from fastrlhf.kernels.verify import DTYPES, error_ratio
+
+# Their owners' branches add what is missing; the list only gets shorter.
+WITHOUT_CASES: tuple[str, ...] = ()
+WITHOUT_COST: tuple[str, ...] = ()
+
+ALL = [
+    pytest.param(operation, dtype, name, id=f"{operation}-{str(dtype).removeprefix('torch.')}-{name}")
+    for operation in dispatch.OPERATIONS
+    if operation not in WITHOUT_CASES
+    for dtype in (torch.float64, *DTYPES)
+    for name in cases(operation, dtype)
+]
+
+
+def test_the_exemptions_are_needed():
+    assert not [operation for operation in WITHOUT_COST if dispatch.has_cost(operation)]
+    for operation in WITHOUT_CASES:
+        with pytest.raises(ModuleNotFoundError):
+            cases(operation, torch.float32)
+
+
+def test_every_operation_declares_its_cost():
+    missing = [operation for operation in dispatch.OPERATIONS if not dispatch.has_cost(operation)]
+    assert missing == list(WITHOUT_COST), "decorate a function with @dispatch.costs beside the contract"
+
+
+def test_an_operation_without_a_cost_costs_nothing_that_is_known():
+    assert dispatch.cost("unpriced", torch.ones(3)) == Cost(0, 0, 0)
+
+
+@pytest.mark.parametrize(("operation", "dtype", "name"), ALL)
+def test_the_cost_is_what_the_operation_reads_and_writes(operation, dtype, name):
+    args = cases(operation, dtype)[name]
+    cost = dispatch.cost(operation, *args)
+    given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    before = [tensor.clone() for tensor in given]
+    out = getattr(torch.ops.fastrlhf, operation)(*args)
+    changed = [one for one, other in zip(given, before, strict=True) if not equal(one, other)]
+    made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    assert cost.read == nbytes(*given)
+    assert cost.written == nbytes(*made, *changed)
+    assert (cost.flops > 0) == (args[0].numel() > 0)
+
+
+@pytest.mark.parametrize(("operation", "dtype", "name"), ALL)
+def test_the_reference_is_right_on_its_cases(operation, dtype, name):
+    args = cases(operation, dtype)[name]
+    assert error_ratio(dispatch.implementation(operation, "reference", *args), operation, args, args) <= 0.5
+
+
+@pytest.mark.parametrize("operation", [name for name in dispatch.OPERATIONS if name not in WITHOUT_CASES])
+def test_it_runs_on_the_simulated_device_as_one_kernel_without_a_wait(operation):
+    run = getattr(torch.ops.fastrlhf, operation)
+    for name, args in cases(operation, torch.float32).items():
+        expected = run(*args)
+        with simulated.registered() as device:
+            there = tree_map(lambda leaf: leaf.to("sim") if isinstance(leaf, torch.Tensor) else leaf, args)
+            device.reset()
+            with device.step():
+                actual = run(*there)
+            assert dict(device.launches) == {operation: 1}, name
+            assert device.cost == dispatch.cost(operation, *args), name
+            for one, other in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
+                assert one.device.type == "sim" and equal(one.cpu(), other), name
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
