@@ -22,6 +22,8 @@ import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
+    "attention",
+    "attention_backward",
     "gae",
     "linear_logprob",
     "linear_logprob_backward",
