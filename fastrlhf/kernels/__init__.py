@@ -1,5 +1,6 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
+from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
 from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.kl import kl_estimate
@@ -10,12 +11,16 @@ from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
     "GAE",
+    "Attention",
     "LinearLogprob",
     "PPOLoss",
     "Sample",
     "Stat",
+    "attention",
     "gae",
     "kl_estimate",
+    "left_padded_attention",
+    "left_padding",
     "linear_logprob",
     "masked_mean",
     "masked_moments",

@@ -23,6 +23,8 @@ from fastrlhf.device.observe import Cost, Kernel, observer
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
+    "attention",
+    "attention_backward",
     "gae",
     "linear_logprob",
     "linear_logprob_backward",
