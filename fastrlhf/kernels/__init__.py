@@ -6,20 +6,24 @@ from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
+from fastrlhf.kernels.quantize import QuantizedWeight, dequantize, quantize
 from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
     "GAE",
     "LinearLogprob",
     "PPOLoss",
+    "QuantizedWeight",
     "Sample",
     "Stat",
+    "dequantize",
     "gae",
     "kl_estimate",
     "linear_logprob",
     "masked_mean",
     "masked_moments",
     "ppo_loss",
+    "quantize",
     "sample",
     "using",
     "whiten",

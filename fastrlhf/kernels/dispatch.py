@@ -22,10 +22,12 @@ import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
+    "dequantize",
     "gae",
     "linear_logprob",
     "linear_logprob_backward",
     "ppo_loss",
+    "quantize",
     "sample",
 )
 
