@@ -7,6 +7,7 @@ from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
+from fastrlhf.kernels.quantize import QuantizedWeight, dequantize, quantize
 from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Attention",
     "LinearLogprob",
     "PPOLoss",
+    "QuantizedWeight",
     "Sample",
     "Stat",
     "attention",
+    "dequantize",
     "gae",
     "kl_estimate",
     "left_padded_attention",
@@ -25,6 +28,7 @@ __all__ = [
     "masked_mean",
     "masked_moments",
     "ppo_loss",
+    "quantize",
     "sample",
     "using",
     "whiten",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import (
     FLOATS,
@@ -183,6 +184,31 @@ def _check_sequences(
 
 def _shortened(numbers: list[int]) -> str:
     return str(numbers) if len(numbers) <= 8 else f"{str(numbers[:7])[:-1]}, ..., {numbers[-1]}]"
+
+
+@dispatch.costs("attention")
+def _cost(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, softcap) -> Cost:
+    statistics = query[..., 0].numel() * torch.promote_types(query.dtype, torch.float32).itemsize
+    written = nbytes(query) + statistics
+    return Cost(
+        nbytes(query, key, value, cu_seqlens, skip), written, 4 * _products(query, max_seqlen, window)
+    )
+
+
+@dispatch.costs("attention_backward")
+def _backward_cost(
+    grad_output, query, key, value, output, lse, cu_seqlens, skip, max_seqlen, scale, window, softcap
+) -> Cost:
+    """The scores again, and four products for the gradients."""
+    read = nbytes(grad_output, query, key, value, output, lse, cu_seqlens, skip)
+    return Cost(read, nbytes(query, key, value), 10 * _products(query, max_seqlen, window))
+
+
+def _products(query: torch.Tensor, max_seqlen: int, window: int | None) -> int:
+    """Multiplications of one product of the scores' size, if every sequence is as long as the longest may be (what
+    they really are is on the device)."""
+    seen = max_seqlen / 2 if window is None else min(window, max_seqlen / 2)
+    return int(query.numel() * seen)
 
 
 @torch.library.custom_op("fastrlhf::attention", mutates_args=())

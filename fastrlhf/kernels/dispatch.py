@@ -25,10 +25,12 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
     "attention",
     "attention_backward",
+    "dequantize",
     "gae",
     "linear_logprob",
     "linear_logprob_backward",
     "ppo_loss",
+    "quantize",
     "sample",
 )
 

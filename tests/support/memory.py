@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from torch.profiler import profile
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 class Allocations(NamedTuple):
@@ -19,7 +20,9 @@ class Allocations(NamedTuple):
 
 def allocations(function: Callable[[], Any]) -> Allocations:
     """Run `function`; measure its largest allocation, the most it held at once, and what its result keeps."""
-    with profile(profile_memory=True) as prof:
+    # named, since all that PyTorch supports would ask for the simulated device too
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities, profile_memory=True) as prof:
         kept = function()
     # Not `prof.events()`: it hangs each allocation on its operation and keeps those made outside of one only.
     events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
