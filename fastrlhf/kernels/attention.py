@@ -17,6 +17,7 @@ from fastrlhf.kernels.checks import (
     check_same_device,
     check_shape,
 )
+from fastrlhf.kernels.registration import operation
 
 
 class Attention(NamedTuple):
@@ -211,7 +212,7 @@ def _products(query: torch.Tensor, max_seqlen: int, window: int | None) -> int:
     return int(query.numel() * seen)
 
 
-@torch.library.custom_op("fastrlhf::attention", mutates_args=())
+@operation("attention")
 def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -234,7 +235,7 @@ def _(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, softcap):
     return query.new_empty(query.shape), lse
 
 
-@torch.library.custom_op("fastrlhf::attention_backward", mutates_args=())
+@operation("attention_backward")
 def _attention_backward(
     grad_output: torch.Tensor,
     query: torch.Tensor,

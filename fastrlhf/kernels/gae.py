@@ -9,6 +9,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
+from fastrlhf.kernels.registration import operation
 
 
 class GAE(NamedTuple):
@@ -75,7 +76,7 @@ def _cost(rewards, values, mask, moments_mask, gamma, lam) -> Cost:
     return Cost(read, 2 * nbytes(rewards) + 3 * 8, 10 * rewards.numel())
 
 
-@torch.library.custom_op("fastrlhf::gae", mutates_args=())
+@operation("gae")
 def _gae(
     rewards: torch.Tensor,
     values: torch.Tensor,

@@ -16,6 +16,7 @@ from fastrlhf.kernels.checks import (
     check_same_device,
     check_shape,
 )
+from fastrlhf.kernels.registration import operation
 
 
 class LinearLogprob(NamedTuple):
@@ -94,7 +95,7 @@ def _backward_cost(
     return Cost(read, written, rows * vocabulary * (2 * width * products + 8))
 
 
-@torch.library.custom_op("fastrlhf::linear_logprob", mutates_args=())
+@operation("linear_logprob")
 def _linear_logprob(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
@@ -119,7 +120,7 @@ def _(hidden_states, weight, targets, bias, temperature, softcap):
     return hidden_states.new_empty(rows, dtype=dtype), hidden_states.new_empty(rows, dtype=dtype)
 
 
-@torch.library.custom_op("fastrlhf::linear_logprob_backward", mutates_args=())
+@operation("linear_logprob_backward")
 def _linear_logprob_backward(
     grad_logprobs: torch.Tensor,
     grad_entropy: torch.Tensor,

@@ -18,6 +18,7 @@ from fastrlhf.kernels.checks import (
     check_shape,
 )
 from fastrlhf.kernels.kl import KL_ESTIMATORS
+from fastrlhf.kernels.registration import operation
 
 
 class Stat(IntEnum):
@@ -157,7 +158,7 @@ def ppo_loss(
         entropy,
         ref_logprobs,
         weights,
-        _denominators((denominator, mask), (value_denominator, value_mask)),
+        _denominators(denominator, mask, value_denominator, value_mask),
         float(cliprange),
         float(cliprange_high),
         float(dual_clip),
@@ -171,13 +172,21 @@ def ppo_loss(
     return PPOLoss(loss, stats)
 
 
-def _denominators(*pairs: tuple[torch.Tensor | float | None, torch.Tensor]) -> torch.Tensor:
+def _denominators(
+    denominator: torch.Tensor | float | None,
+    mask: torch.Tensor,
+    value_denominator: torch.Tensor | float | None,
+    value_mask: torch.Tensor,
+) -> torch.Tensor:
     """float64 `[2]` on the device, at least 1 each, without making the host wait for a count."""
-    counts = [
-        torch.as_tensor(mask.sum() if given is None else given, dtype=torch.float64, device=mask.device)
-        for given, mask in pairs
-    ]
-    return torch.stack(counts).clamp(min=1)
+    first = _as_denominator(denominator, mask)
+    shared = denominator is None and value_denominator is None and value_mask is mask
+    second = first if shared else _as_denominator(value_denominator, value_mask)
+    return torch.stack((first, second)).clamp_(min=1)
+
+
+def _as_denominator(given: torch.Tensor | float | None, mask: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(mask.sum() if given is None else given, dtype=torch.float64, device=mask.device)
 
 
 @dispatch.costs("ppo_loss")
@@ -191,7 +200,7 @@ def _cost(logprobs, *others) -> Cost:
     return Cost(read, written, (20 + 10 * len(given)) * logprobs.numel())
 
 
-@torch.library.custom_op("fastrlhf::ppo_loss", mutates_args=())
+@operation("ppo_loss")
 def _ppo_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,

@@ -10,6 +10,7 @@ from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
 from fastrlhf.kernels.code_books import table
+from fastrlhf.kernels.registration import operation
 
 FORMATS = ("int8", "nf4")
 NF4_BLOCK = 64
@@ -159,7 +160,7 @@ def _dequantize_cost(codes, scales, scale_scales, offset, in_features, dtype) ->
     return Cost(nbytes(codes, scales, scale_scales, offset), numbers * dtype.itemsize, numbers)
 
 
-@torch.library.custom_op("fastrlhf::quantize", mutates_args=())
+@operation("quantize")
 def _quantize(
     weight: torch.Tensor, format: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -188,7 +189,7 @@ def _(weight, format):
     return tuple(weight.new_empty(shape, dtype=dtype) for shape, dtype in parts)
 
 
-@torch.library.custom_op("fastrlhf::dequantize", mutates_args=())
+@operation("dequantize")
 def _dequantize(
     codes: torch.Tensor,
     scales: torch.Tensor,

@@ -16,6 +16,7 @@ from fastrlhf.kernels.checks import (
     check_same_device,
     check_shape,
 )
+from fastrlhf.kernels.registration import operation
 
 
 class Sample(NamedTuple):
@@ -79,7 +80,7 @@ def _cost(logits, row_ids, seed, step, temperature, top_k, top_p) -> Cost:
     return Cost(nbytes(logits, row_ids), logits.shape[0] * a_row, 10 * logits.numel())
 
 
-@torch.library.custom_op("fastrlhf::sample", mutates_args=())
+@operation("sample")
 def _sample(
     logits: torch.Tensor,
     row_ids: torch.Tensor,

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
 from fastrlhf.kernels import dispatch
-from fastrlhf.kernels.attention import _attention, _attention_backward
+from fastrlhf.kernels.attention import _attention
 from tests.kernels.attention_cases import (
     LEAVES,
     assert_attention_right,
@@ -288,10 +288,11 @@ def test_opcheck(device, padded):
     rest = (cu_seqlens, skip if padded else None, max_seqlen, 0.5, 3, 2.0)
     output, lse = _attention(query, key, value, *rest)
     torch.library.opcheck(
-        _attention_backward, (torch.ones_like(output), query, key, value, output, lse, *rest)
+        torch.ops.fastrlhf.attention_backward.default,
+        (torch.ones_like(output), query, key, value, output, lse, *rest),
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    torch.library.opcheck(_attention, (*leaves, *rest))
+    torch.library.opcheck(torch.ops.fastrlhf.attention.default, (*leaves, *rest))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from fastrlhf import kernels
 from fastrlhf.kernels import dispatch
-from fastrlhf.kernels.gae import _gae
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -193,9 +192,9 @@ def test_meta_tensors():
 
 def test_opcheck(device):
     rewards, values, mask = (tensor.to(device) for tensor in rows((4, 7)))
-    torch.library.opcheck(_gae, (rewards, values, mask, mask, 0.99, 0.95))
+    torch.library.opcheck(torch.ops.fastrlhf.gae.default, (rewards, values, mask, mask, 0.99, 0.95))
     rewards, values, mask = rewards.t(), values.t(), mask.t()
-    torch.library.opcheck(_gae, (rewards, values, mask, mask, 0.99, 0.95))
+    torch.library.opcheck(torch.ops.fastrlhf.gae.default, (rewards, values, mask, mask, 0.99, 0.95))
 
 
 def test_compiles_whole(device):

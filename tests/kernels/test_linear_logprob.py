@@ -7,7 +7,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
-from fastrlhf.kernels.linear_logprob import _linear_logprob, _linear_logprob_backward
 from fastrlhf.kernels.reference.linear_logprob import TILE_ROWS
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
@@ -267,10 +266,11 @@ def test_opcheck(device, transposed, with_bias):
     for needs_weight in (False, True):
         arguments = (*grads, hidden_states, weight, targets, bias, 0.7, 2.0, needs_weight)
         torch.library.opcheck(
-            _linear_logprob_backward, [a.detach() if torch.is_tensor(a) else a for a in arguments]
+            torch.ops.fastrlhf.linear_logprob_backward.default,
+            [a.detach() if torch.is_tensor(a) else a for a in arguments],
         )
     arguments = (hidden_states.requires_grad_(), weight.requires_grad_(), targets, bias, 0.7, 2.0)
-    torch.library.opcheck(_linear_logprob, arguments)
+    torch.library.opcheck(torch.ops.fastrlhf.linear_logprob.default, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

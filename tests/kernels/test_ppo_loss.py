@@ -7,7 +7,6 @@ import torch
 
 from fastrlhf import kernels
 from fastrlhf.kernels import Stat
-from fastrlhf.kernels.ppo_loss import _ppo_loss
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -458,14 +457,14 @@ def arguments_of_the_operation(device, transposed=False):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_opcheck(device, transposed):
-    torch.library.opcheck(_ppo_loss, arguments_of_the_operation(device, transposed))
+    torch.library.opcheck(torch.ops.fastrlhf.ppo_loss.default, arguments_of_the_operation(device, transposed))
 
 
 def test_opcheck_without_the_tensors_that_may_be_left_out(device):
     arguments = arguments_of_the_operation(device)
     for position in (4, 5, 6, 8, 9, 10):
         arguments[position] = None
-    torch.library.opcheck(_ppo_loss, arguments)
+    torch.library.opcheck(torch.ops.fastrlhf.ppo_loss.default, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

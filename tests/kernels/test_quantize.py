@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
 from fastrlhf.kernels.code_books import NF4, dynamic_8bit, table
-from fastrlhf.kernels.quantize import FORMATS, _dequantize, _quantize
+from fastrlhf.kernels.quantize import FORMATS
 from tests.support.precision import assert_as_good_as
 
 OPERATION = "quantize"
@@ -216,8 +216,10 @@ def test_quantising_again_changes_no_code(out, width, seed, format):
 @pytest.mark.parametrize("format", FORMATS)
 def test_opcheck(device, format):
     weight = normal((3, 70)).to(device)
-    torch.library.opcheck(_quantize, (weight, format))
-    torch.library.opcheck(_dequantize, (*kernels.quantize(weight, format)[:5], torch.bfloat16))
+    torch.library.opcheck(torch.ops.fastrlhf.quantize.default, (weight, format))
+    torch.library.opcheck(
+        torch.ops.fastrlhf.dequantize.default, (*kernels.quantize(weight, format)[:5], torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fastrlhf import kernels
 from fastrlhf.kernels.reference import sample as reference
-from fastrlhf.kernels.sample import _sample
 from tests.support.precision import assert_as_good_as
 
 OPERATION = "sample"
@@ -282,8 +281,10 @@ def test_meta_tensors(dtype):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_opcheck(device, temperature):
     logits, row_ids = batch((4, 7), device=device)
-    torch.library.opcheck(_sample, (logits, row_ids, 3, 5, temperature, 3, 0.9))
-    torch.library.opcheck(_sample, (logits.t(), row_ids.repeat(2)[:7], 3, 5, temperature, 3, 0.9))
+    torch.library.opcheck(torch.ops.fastrlhf.sample.default, (logits, row_ids, 3, 5, temperature, 3, 0.9))
+    torch.library.opcheck(
+        torch.ops.fastrlhf.sample.default, (logits.t(), row_ids.repeat(2)[:7], 3, 5, temperature, 3, 0.9)
+    )
 
 
 def test_compiles_whole_for_any_step(device):
