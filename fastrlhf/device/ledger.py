@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fastrlhf.device.observe import Cost, reason_to_wait
 from fastrlhf.device.streams import Streams
 
 POISON = 0xFF  # bytes of all ones are NaN in every float type, and -1 in every integer type
+_refused: deque[int] = deque(maxlen=8)  # the last backward passes that ended, or will, with an error
 
 
 class HostWaitError(RuntimeError):
@@ -32,6 +34,20 @@ class Piece:
     storage: torch.UntypedStorage
     holder: str
     booked: int = 0
+
+
+def refuse(error: RuntimeError) -> None:
+    """Raise `error`; in a backward only at its end (PyTorch's guard of a foreign device's stream dies of it before)."""
+    task = torch._C._current_graph_task_id()
+    if task == -1:
+        raise error
+    if task not in _refused:
+        _refused.append(task)
+        torch.autograd.Variable._execution_engine.queue_callback(functools.partial(_raise, error))
+
+
+def _raise(error: RuntimeError) -> None:
+    raise error
 
 
 class Allocation:
@@ -96,7 +112,7 @@ class Ledger:
     def _book(self, piece: Piece, maker: str) -> None:
         more = piece.storage.nbytes() - piece.booked
         if self.live + more > self.capacity:
-            raise torch.OutOfMemoryError(self._out_of_memory(more, maker))
+            refuse(torch.OutOfMemoryError(self._out_of_memory(more, maker)))
         piece.booked += more
         self.live += more
         self.holders[piece.holder] += more
@@ -158,9 +174,11 @@ class Ledger:
         """The host waits for the device, in `operation`."""
         reason = reason_to_wait()
         if reason is None and self._steps:
-            raise HostWaitError(
-                f"{operation} makes the host wait for sim:0 inside a step; keep the value on the device, or name the "
-                "reason with fastrlhf.device.observe.host_waits"
+            refuse(
+                HostWaitError(
+                    f"{operation} makes the host wait for sim:0 inside a step; keep the value on the device, or name "
+                    "the reason with fastrlhf.device.observe.host_waits"
+                )
             )
         self.waits[reason or operation] += 1
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError
+from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError, refuse
 from fastrlhf.device.observe import Cost, Kernel, nbytes
 
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_to_copy"}
@@ -28,6 +28,7 @@ HOST_WAITS = {
     "aten::_unique2",
     "aten::bincount",
     "aten::equal",
+    "aten::masked_scatter_backward",
     "aten::masked_select",
     "aten::nonzero",
     "aten::unique_consecutive",
@@ -254,15 +255,17 @@ def _check_usable(
     """Nothing freed, and all on the device; a number on the host (no dimensions) may stand beside, as on a GPU."""
     for tensor in ours:
         if tensor.allocation.freed:
-            raise UseAfterFreeError(
-                f"{name} touches memory of {tensor.allocation.piece.holder} that was given back"
+            refuse(
+                UseAfterFreeError(
+                    f"{name} touches memory of {tensor.allocation.piece.holder} that was given back"
+                )
             )
     if copies:
         return
     strangers = [tensor for tensor in tensors if not isinstance(tensor, SimTensor) and tensor.dim() > 0]
     if ours and strangers:
         found = ", ".join(f"{list(tensor.shape)} on {tensor.device}" for tensor in (*ours, *strangers))
-        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found {found}")
+        refuse(RuntimeError(f"{name}: expected all tensors to be on the same device, but found {found}"))
 
 
 def _makes_host_wait(name: str, args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -46,9 +46,9 @@ def registered(capacity: float = inf, *, poison: bool = True) -> Iterator[Ledger
         poison: fill fresh and freed memory with NaN.
 
     Raises:
-        RuntimeError: PyTorch's place for a foreign device cannot be had (see `claim`).
+        RuntimeError: another foreign device has PyTorch's place already.
     """
-    claim()
+    _claim()
     ledger = Ledger(capacity, poison)
     makers = {name: getattr(torch, name) for name in ("tensor", "as_tensor")}
     supported, swap = (
@@ -63,7 +63,9 @@ def registered(capacity: float = inf, *, poison: bool = True) -> Iterator[Ledger
         # `nn.Module.to` then changes parameters in place both ways, as it does for a GPU
         torch.__future__.set_swap_module_params_on_conversion(True)
         supported.append(SimTensor)
-        with observing(sim_tensor.observe):
+        # Autograd starts a thread for each device that it finds at the first backward of the process, and none later:
+        # here the backward runs in the thread that asks for it.
+        with observing(sim_tensor.observe), torch.autograd.set_multithreading_enabled(False):
             yield ledger
     finally:
         supported.remove(SimTensor)
@@ -78,13 +80,7 @@ def free(tensor: torch.Tensor) -> None:
     active().free(tensor.allocation)
 
 
-def claim() -> None:
-    """Take PyTorch's place for a foreign device, without registering sim:0 yet. Again does nothing.
-
-    Raises:
-        RuntimeError: another device has the place, or autograd ran before: its first backward starts a thread for each
-            device that there is, and none later.
-    """
+def _claim() -> None:
     taken = torch._C._get_privateuse1_backend_name()
     if taken == NAME:
         return
@@ -94,15 +90,6 @@ def claim() -> None:
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
     _library.append(library)
-    sim_tensor._active.append(Ledger())
-    try:
-        torch.ones(1, device=NAME).requires_grad_().sum().backward()
-    except RuntimeError as error:
-        raise RuntimeError(
-            "sim:0 must be claimed before the first backward of the process: call simulated.claim() where it starts"
-        ) from error
-    finally:
-        sim_tensor._active.pop()
 
 
 def _made_on_host(maker: Any) -> Any:

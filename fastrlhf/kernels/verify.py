@@ -80,6 +80,8 @@ def error_ratio(kernel: Callable[..., Any], operation: str, args: tuple, there: 
 
 
 def _exact(leaf: Any) -> Any:
+    if isinstance(leaf, torch.dtype):
+        return torch.float64 if leaf.is_floating_point else leaf
     return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
 
@@ -93,6 +95,7 @@ def _ratio(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, lowes
     dtype = actual.dtype
     if dtype == torch.float64 and lowest != torch.float64:
         dtype = torch.float32  # sums in float64 of terms in float32
+    exact = exact.double()
     rounded = exact.to(dtype).double()
     actual, plain = actual.to(dtype).double(), plain.to(dtype).double()
     special = ~rounded.isfinite()

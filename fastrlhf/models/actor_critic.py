@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import linear_logprob
 from fastrlhf.models.backbone import base_model, final_hidden_states, packed_hidden_states
 from fastrlhf.models.heads import ValueHead, check_score_head, language_model_head
@@ -47,17 +48,19 @@ def response_logprobs(
     """Log-probabilities and entropy `[B, R]` of the response tokens that count, from the model's hidden states."""
     head = language_model_head(model)
     mask = responses.mask
-    states = responses.response_states(hidden_states)[mask]
+    with host_waits("how many tokens the responses have"):
+        kept = mask.nonzero(as_tuple=True)
+    # by indices and not by masks, whose backward would make the host wait again
     logprobs, entropy = linear_logprob(
-        states.to(head.weight.dtype),
+        responses.response_states(hidden_states)[kept].to(head.weight.dtype),
         head.weight,
-        responses.targets()[mask],
+        responses.targets()[kept],
         bias=head.bias,
         temperature=temperature,
         softcap=head.softcap,
     )
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
-    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+    return zeros.index_put(kept, logprobs), zeros.index_put(kept, entropy)
 
 
 class ActorCritic(nn.Module):

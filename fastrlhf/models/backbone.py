@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fastrlhf.device.observe import host_waits
+
+MASK_LOOKED_AT = "transformers looks whether anything is masked"
 DROPOUT = nn.modules.dropout._DropoutNd
 
 
@@ -62,12 +65,13 @@ def final_hidden_states(
         input_ids: `[B, T]`, int64; what stands at padding does not matter.
         attention_mask: `[B, T]`, bool: the real tokens, with padding on either side.
     """
-    return backbone(model)(
-        input_ids=input_ids.masked_fill(~attention_mask, 0),
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    with host_waits(MASK_LOOKED_AT):
+        return backbone(model)(
+            input_ids=input_ids.masked_fill(~attention_mask, 0),
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        ).last_hidden_state
 
 
 def packed_hidden_states(
@@ -78,13 +82,15 @@ def packed_hidden_states(
     Positions that start again at zero tell transformers where one sequence ends (its packed attention masks). What
     stands at padding in the result is zero.
     """
-    hidden = backbone(model)(
-        input_ids=input_ids[attention_mask][None],
-        position_ids=position_ids(attention_mask)[attention_mask][None],
-        use_cache=False,
-    ).last_hidden_state
-    padded = hidden.new_zeros(*attention_mask.shape, hidden.shape[-1])
-    return padded.masked_scatter(attention_mask[..., None], hidden[0])
+    with host_waits("how many tokens a micro-batch has"):
+        kept = attention_mask.nonzero(as_tuple=True)
+    with host_waits(MASK_LOOKED_AT):
+        hidden = backbone(model)(
+            input_ids=input_ids[kept][None],
+            position_ids=position_ids(attention_mask)[kept][None],
+            use_cache=False,
+        ).last_hidden_state
+    return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
 
 
 @contextmanager

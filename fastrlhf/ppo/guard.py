@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fastrlhf.device.observe import host_waits
+
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says why, and which checkpoint holds its last good state."""
@@ -37,8 +39,10 @@ class UpdateGuard:
             The norm before clipping, and whether the update was skipped.
         """
         with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(with_gradient, max_grad_norm or math.inf).item()
-        skip = not (math.isfinite(norm) and math.isfinite(loss.item()))
+        norm = nn.utils.clip_grad_norm_(with_gradient, max_grad_norm or math.inf)
+        with host_waits("whether the update is finite"):
+            norm, value = torch.stack([norm.double(), loss.detach().double()]).tolist()
+        skip = not (math.isfinite(norm) and math.isfinite(value))
         if skip:
             self.skipped += 1
             self.in_a_row += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastrlhf.device.observe import host_waits
 from fastrlhf.models.actor_critic import Responses
 
 
@@ -53,9 +54,12 @@ class Rollout:
         mask, prompt_mask = self.mask[rows], self.prompt_mask[rows]
         skip, keep = 0, mask.shape[1]
         if not everywhere:
-            skip = prompt_mask.shape[1] - int(prompt_mask.sum(dim=1).max())
+            with host_waits("how wide a micro-batch is"):
+                widest = torch.stack([prompt_mask.sum(dim=1).max(), self.lengths[rows].max()])
+                longest_prompt, longest_response = widest.tolist()
+            skip = prompt_mask.shape[1] - longest_prompt
             # one column more than the longest response, so that the state after its end has a value too
-            keep = min(keep, int(self.lengths[rows].max()) + 1)
+            keep = min(keep, longest_response + 1)
         prompt_mask = prompt_mask[:, skip:]
         return Responses(
             torch.cat([self.prompt_ids[rows][:, skip:], self.response_ids[rows][:, :keep]], dim=1),

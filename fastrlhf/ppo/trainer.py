@@ -190,7 +190,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         """Rows of each minibatch of one epoch over a batch, on the device."""
         seed = self.sampling_seed * 1_000_003 + self.state.global_step
         rows = minibatch_order(self.args.local_batch_size, epoch, seed)
-        yield from rows.to(self.args.device).split(self.args.local_mini_batch_size)
+        yield from rows.to(self.args.device, non_blocking=True).split(self.args.local_mini_batch_size)
 
     # A step's phases
 

@@ -58,12 +58,34 @@ def test_importing_the_package_registers_nothing():
     assert told.stdout == "privateuseone\n"
 
 
-def test_claiming_it_after_a_backward_is_refused_with_the_mend():
+def test_it_can_be_registered_after_autograd_ran():
     code = (
         "import torch\nfrom fastrlhf.device import simulated\ntorch.ones(1, requires_grad=True).backward()\n"
+        "with simulated.registered():\n  x = torch.ones(1, device='sim', requires_grad=True)\n  (x * 3).backward()\n"
+        "  print(x.grad.tolist())"
     )
-    told = subprocess.run([sys.executable, "-c", code + "simulated.claim()"], capture_output=True, text=True)
-    assert "must be claimed before the first backward of the process" in told.stderr
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[3.0]\n"
+
+
+def silu_loss():
+    x = ones(KB, requires_grad=True)
+    y = x * x
+    return y, (nn.functional.silu(y) * x).sum()
+
+
+def test_errors_in_the_backward_arrive():
+    with simulated.registered(capacity=20 * KB):
+        _, loss = silu_loss()
+        with pytest.raises(torch.OutOfMemoryError, match="sim:0 is out of memory"):
+            loss.backward()
+    with simulated.registered():
+        kept, loss = silu_loss()
+        simulated.free(kept)
+        with pytest.raises(UseAfterFreeError):
+            loss.backward()
+        _, loss = silu_loss()
+        loss.backward()
 
 
 def test_loaders_do_not_pin_memory_for_it(device):
@@ -242,6 +264,7 @@ class TestRules:
             lambda x: torch.ones(3).to("sim"),
             lambda x: torch.sim.synchronize(),
             lambda x: torch.sim.current_stream().synchronize(),
+            lambda x: torch.zeros_like(x).masked_scatter(x > 0, x.requires_grad_()).sum().backward(),
             lambda x: x.repeat_interleave(torch.full((3,), 2, device="sim")),
         ],
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import types
 import warnings
 
@@ -101,6 +102,17 @@ def test_using_forces_and_restores_also_when_nested_or_left_by_an_error(pretend)
         assert dispatch.forced_backend() == "reference"
     assert dispatch.forced_backend() is None
     assert dispatch.call("gae", CPU_TENSOR) == "cpu ran"
+
+
+def test_using_reaches_other_threads(pretend):
+    """On a GPU autograd runs the backward in a thread of its own."""
+    pretend("cpu")
+    ran = []
+    with kernels.using("reference"):
+        thread = threading.Thread(target=lambda: ran.append(chosen()))
+        thread.start()
+        thread.join()
+    assert ran == ["fastrlhf.kernels.reference.gae"]
 
 
 def test_using_reaches_the_public_operation(pretend):

@@ -6,20 +6,22 @@ import torch
 
 from fastrlhf.kernels.cases import normal
 
+HEADS, KEY_HEADS, WIDTH = 4, 2, 32
+
 
 def cases(dtype):
-    """Sequences around a tile's edge, grouped queries, padding, a window and a soft cap; and no token."""
-
-    def tensors(tokens, heads, key_heads, width):
-        return [
-            normal(tokens, count, width, seed=seed).to(dtype)
-            for seed, count in enumerate((heads, key_heads, key_heads))
-        ]
-
-    bounds = torch.tensor([0, 1, 1, 35, 68], dtype=torch.int32)
-    skip = torch.tensor([0, 0, 5, 33], dtype=torch.int32)
-    return {
-        "packed, grouped": (*tensors(68, 4, 2, 32), bounds, None, 34, 0.2, None, None),
-        "padding, window, soft cap": (*tensors(68, 2, 2, 40), bounds, skip, 34, 0.2, 7, 3.0),
-        "no token": (*tensors(0, 2, 1, 32), torch.zeros(1, dtype=torch.int32), None, 0, 0.2, None, None),
-    }
+    """Sequences of different lengths, one of them empty; padding, a window and a soft cap; a single token."""
+    made = {}
+    for name, lengths, skip, window, softcap in (
+        ("packed", (33, 0, 5, 1), None, None, None),
+        ("window, soft cap", (40,), None, 7, 5.0),
+        ("left padding", (19, 19), (3, 19), None, None),
+        ("one token", (1,), None, None, None),
+    ):
+        tokens = sum(lengths)
+        query = normal(tokens, HEADS, WIDTH, seed=1).to(dtype)
+        key, value = (normal(tokens, KEY_HEADS, WIDTH, seed=seed).to(dtype) for seed in (2, 3))
+        bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+        skips = None if skip is None else torch.tensor(skip, dtype=torch.int32)
+        made[name] = (query, key, value, bounds, skips, max(lengths), WIDTH**-0.5, window, softcap)
+    return made

@@ -7,9 +7,9 @@ from fastrlhf.kernels.reference.attention import attention as forward
 
 
 def cases(dtype):
-    """Those of the forward, with its reference's results."""
+    """Those of the forward, with what the reference made of them."""
     made = {}
     for name, args in attention.cases(dtype).items():
-        query, *rest = args
-        made[name] = (normal(*query.shape, seed=9).to(dtype), *args[:3], *forward(*args), *rest[2:])
+        gradient = normal(*args[0].shape, seed=4).to(dtype)
+        made[name] = (gradient, *args[:3], *forward(*args), *args[3:])
     return made
