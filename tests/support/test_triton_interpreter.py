@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -106,6 +104,23 @@ def fold_kernel(source, target, operation: tl.constexpr, BLOCK: tl.constexpr):
         tl.store(target + tl.arange(0, BLOCK), tl.associative_scan(values, 0, times))
     else:
         tl.store(target, result)
+
+
+@triton.jit
+def apply_in_turn(x_scale, x_add, y_scale, y_add):
+    return x_scale * y_scale, x_add * y_scale + y_add
+
+
+@triton.jit
+def affine_kernel(
+    scales, adds, scanned, reduced, REVERSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    maps = (tl.load(scales + at), tl.load(adds + at))
+    _, sums = tl.associative_scan(maps, 1, apply_in_turn, reverse=REVERSE)
+    tl.store(scanned + at, sums)
+    _, totals = tl.reduce(maps, 0, apply_in_turn)
+    tl.store(reduced + tl.arange(0, COLUMNS), totals)
 
 
 @triton.jit
@@ -228,7 +243,7 @@ class TestBfloat16:
             "scan": torch.mul,
             "max": torch.maximum,
             "best": torch.maximum,
-            "reduce": lambda x, y: x if x.abs() >= y.abs() else y,
+            "reduce": lambda x, y: torch.where(x.abs() >= y.abs(), x, y),
         }.items(),
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -236,11 +251,14 @@ class TestBfloat16:
         x = normal(16)
         target = torch.zeros(16, dtype=torch.bfloat16)
         launch(fold_kernel, x, target, operation=operation, BLOCK=16)
-        steps = list(itertools.accumulate(x, combine))
         if operation in ("scan", "cumsum"):
-            assert torch.equal(target, torch.stack(steps))
+            for distance in (1, 2, 4, 8):
+                x = torch.cat([x[:distance], combine(x[:-distance], x[distance:])])
+            assert torch.equal(target, x)
         else:
-            assert target[0] == steps[-1]
+            while len(x) > 1:
+                x = combine(x[::2], x[1::2])
+            assert target[0] == x[0]
 
     @pytest.mark.parametrize("other", [torch.float32, torch.float16, torch.float64, torch.int32], ids=str)
     def test_casts(self, other):
@@ -264,6 +282,22 @@ class TestBfloat16:
     def test_an_atomic_is_refused(self):
         with pytest.raises(Exception, match="accumulate in float32"):
             launch(add_to_kernel, normal(8), normal(8), 8, BLOCK=8)
+
+
+class TestFolds:
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_the_elements_keep_their_order(self, reverse):
+        scales, adds = (normal(4, 8, dtype=torch.float32, seed=seed) for seed in (0, 1))
+        scanned, reduced = torch.zeros(4, 8), torch.zeros(8)
+        launch(affine_kernel, scales, adds, scanned, reduced, REVERSE=reverse, ROWS=4, COLUMNS=8)
+        total, expected = torch.zeros(4), torch.zeros(4, 8)
+        for column in reversed(range(8)) if reverse else range(8):
+            expected[:, column] = total = total * scales[:, column] + adds[:, column]
+        torch.testing.assert_close(scanned, expected)
+        total = torch.zeros(8)
+        for row in range(4):
+            total = total * scales[row] + adds[row]
+        torch.testing.assert_close(reduced, total)
 
 
 class TestPoison:

@@ -5,10 +5,11 @@
 
 The interpreter keeps a bfloat16 number as the 16-bit integer of its bits, and hands those integers to NumPy's
 arithmetic. Repaired, every operation that computes widens them to float32, where a bfloat16 number is exact, and rounds
-its result to the nearest even bfloat16, as a GPU does; a reduction or scan rounds every step, one after the other.
+its result to the nearest even bfloat16, as a GPU does; a reduction or scan rounds every step.
 Operations that only move bits (loads, reshapes, transposes, splats) are right as they are.
 
-Bounds: see `triton_bounds`. A bfloat16 atomic is refused: no card before sm_90 has one.
+Bounds: see `triton_bounds`; reductions and scans: `triton_folds`. A bfloat16 atomic is refused: no card before sm_90
+has one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
 
-from tests.support import triton_bounds
+from tests.support import triton_bounds, triton_folds
 
 # What computes. `ternary_op` also selects, for which widening changes nothing.
 _ARITHMETIC = (
@@ -44,10 +45,11 @@ def install() -> None:
     InterpreterBuilder.create_dot = _accumulating_as_wide_as_its_result(InterpreterBuilder.create_dot)
     InterpreterBuilder.cast_impl = _cast(InterpreterBuilder.cast_impl)
     InterpreterBuilder.create_fp_to_fp = _cast(InterpreterBuilder.create_fp_to_fp)
-    ReduceOps.apply_impl = _step_by_step(ReduceOps.apply_impl, ReduceOps.generic_reduce)
+    triton_folds.install()
+    ReduceOps.apply_impl = triton_folds.by_steps(ReduceOps.apply_impl, ReduceOps.generic_reduce, _is_bfloat16)
     for name in ("cumsum", "cumprod"):
-        whole = _step_by_step(getattr(ScanOps, name), lambda scan, one: scan.generic_scan((one,)))
-        setattr(ScanOps, name, whole)
+        fast = getattr(ScanOps, name)
+        setattr(ScanOps, name, triton_folds.by_steps(fast, ScanOps.generic_scan, _is_bfloat16))
     for name in ("create_atomic_rmw", "create_atomic_cas"):
         setattr(InterpreterBuilder, name, _refusing_bfloat16(getattr(InterpreterBuilder, name)))
     triton_bounds.install()
@@ -125,17 +127,6 @@ def _cast(method: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
         return method(self, source, target, *rounding)
 
     return cast
-
-
-def _step_by_step(fast: Callable[..., Any], step_by_step: Callable[..., Any]) -> Callable[..., Any]:
-    """A reduction or scan by NumPy; of bfloat16 by the repaired operations, an element at a time."""
-
-    @functools.wraps(fast)
-    def fold(self, values):
-        tensors = values if isinstance(values, (list, tuple)) else [values]
-        return (step_by_step if any(_is_bfloat16(t.handle) for t in tensors) else fast)(self, values)
-
-    return fold
 
 
 def _refusing_bfloat16(method: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
