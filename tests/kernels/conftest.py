@@ -1,4 +1,8 @@
-"""Runs a test that asks for `device` once for each backend of its module's `OPERATION` that works here."""
+"""Runs a test that asks for `device` once for each backend of its module's `OPERATION` that works here, and one that
+asks for `triton_config` once for each configuration of its Triton kernels.
+
+Interpreted kernels run with bfloat16 repaired and their bounds checked, and what a launcher allocates is full of NaN.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,14 @@ import pytest
 import torch
 
 from fastrlhf import kernels
-from fastrlhf.kernels import dispatch
+from fastrlhf.kernels import dispatch, triton
+from tests.support.configs import config_id, every_config, forced_config
+from tests.support.poison import poisoned_memory
+
+if triton.interpreted() and triton.unavailable() is None:
+    from tests.support import triton_interpreter
+
+    triton_interpreter.install()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -19,7 +30,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         metafunc.parametrize(
             "device",
-            [pytest.param(name, marks=pytest.mark.gpu if _on_gpu(name) else ()) for name in backends],
+            [pytest.param(name, marks=_marks(name)) for name in backends],
+            indirect=True,
+        )
+    if "triton_config" in metafunc.fixturenames:
+        choices = every_config(metafunc.module.OPERATION)
+        metafunc.parametrize(
+            "triton_config",
+            [pytest.param(choice, marks=_marks("triton"), id=config_id(choice)) for choice in choices],
             indirect=True,
         )
 
@@ -27,9 +45,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The device whose tensors the backend takes; skips where the backend says that it cannot serve."""
+    yield from _run_on(request.param, monkeypatch)
+
+
+@pytest.fixture
+def triton_config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As `device` for the Triton backend, whose launcher takes one configuration whatever the shape."""
+    if reason := triton.unavailable():
+        pytest.skip(reason)
+    with forced_config(*request.param):
+        yield from _run_on("triton", monkeypatch)
+
+
+def _run_on(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(dispatch, "_say_once", pytest.skip)
-    with kernels.using(request.param):
-        yield "cuda" if _on_gpu(request.param) else "cpu"
+    with kernels.using(backend), poisoned_memory():
+        yield "cuda" if _on_gpu(backend) else "cpu"
+
+
+def _marks(backend: str) -> tuple:
+    return (pytest.mark.gpu,) if _on_gpu(backend) else ()
 
 
 def _on_gpu(backend: str) -> bool:
