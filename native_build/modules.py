@@ -23,6 +23,8 @@ from native_build.toolchain import (
 
 CPU_SOURCES = (
     "bindings_cpu.cpp",
+    "cpu/attention.cpp",
+    "cpu/attention_backward.cpp",
     "cpu/gae.cpp",
     "cpu/ppo_loss.cpp",
 )

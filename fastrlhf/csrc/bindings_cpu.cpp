@@ -2,6 +2,7 @@
 // fastrlhf/kernels/cpu/ check shapes, dtypes and contiguity before they hand over an address.
 #include <pybind11/pybind11.h>
 
+#include "cpu/attention_binding.h"
 #include "cpu/kernels.h"
 #include "ppo_loss_binding.h"
 
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_cpu, module) {
     pybind11::gil_scoped_release release;
     ppo_loss(ppo_loss_arrays<float>(addresses), tokens, ppo_loss_options(numbers, kl_estimator));
   });
+  bind_attention(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {
