@@ -3,25 +3,32 @@
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
 from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
+from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
+from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
 from fastrlhf.kernels.quantize import QuantizedWeight, dequantize, quantize
+from fastrlhf.kernels.rope import Rope, rope, rope_inplace
 from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
     "GAE",
+    "AddedNorm",
     "Attention",
     "LinearLogprob",
     "PPOLoss",
     "QuantizedWeight",
+    "Rope",
     "Sample",
     "Stat",
     "attention",
     "dequantize",
     "gae",
+    "geglu",
     "kl_estimate",
+    "layer_norm",
     "left_padded_attention",
     "left_padding",
     "linear_logprob",
@@ -29,7 +36,11 @@ __all__ = [
     "masked_moments",
     "ppo_loss",
     "quantize",
+    "rms_norm",
+    "rope",
+    "rope_inplace",
     "sample",
+    "swiglu",
     "using",
     "whiten",
 ]

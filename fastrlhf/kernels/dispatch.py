@@ -27,10 +27,16 @@ OPERATIONS = (
     "attention_backward",
     "dequantize",
     "gae",
+    "glu",
+    "glu_backward",
     "linear_logprob",
     "linear_logprob_backward",
+    "norm",
+    "norm_backward",
     "ppo_loss",
     "quantize",
+    "rope",
+    "rope_inplace",
     "sample",
 )
 
