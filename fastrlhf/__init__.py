@@ -6,9 +6,13 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate"]
 
-_HOMES = {"PPOConfig": "fastrlhf.ppo", "PPOTrainer": "fastrlhf.ppo"}
+_HOMES = {
+    "PPOConfig": "fastrlhf.ppo",
+    "PPOTrainer": "fastrlhf.ppo",
+    "accelerate": "fastrlhf.models.accelerate",
+}
 
 
 def __getattr__(name: str):

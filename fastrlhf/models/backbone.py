@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastrlhf.device.observe import host_waits
+from fastrlhf.models import attention_interface
 
 MASK_LOOKED_AT = "transformers looks whether anything is masked"
 DROPOUT = nn.modules.dropout._DropoutNd
@@ -79,18 +80,34 @@ def packed_hidden_states(
 ) -> torch.Tensor:
     """As `final_hidden_states`, but computed on one row `[1, total]` that holds the real tokens only.
 
-    Positions that start again at zero tell transformers where one sequence ends (its packed attention masks). What
-    stands at padding in the result is zero.
+    Positions that start again at zero tell transformers where one sequence ends (its packed attention masks); an
+    accelerated model is told the bounds. What stands at padding in the result is zero.
     """
     with host_waits("how many tokens a micro-batch has"):
         kept = attention_mask.nonzero(as_tuple=True)
+    bounds = packed_bounds(attention_mask) if is_accelerated(model) else {}
     with host_waits(MASK_LOOKED_AT):
         hidden = backbone(model)(
             input_ids=input_ids[kept][None],
             position_ids=position_ids(attention_mask)[kept][None],
             use_cache=False,
+            **bounds,
         ).last_hidden_state
     return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
+
+
+def is_accelerated(model: nn.Module) -> bool:
+    """Whether the attention of `model` is ours (see `accelerate`)."""
+    config = base_model(model).config.get_text_config()
+    return getattr(config, "_attn_implementation", None) == attention_interface.NAME
+
+
+def packed_bounds(attention_mask: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """What tells an accelerated model the bounds of the rows' real tokens, packed one after the other."""
+    lengths = attention_mask.sum(dim=1)
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    longest = attention_mask.shape[1]
+    return {"attention_mask": attention_interface.packed_mask(cu_seqlens), "max_length_q": longest}
 
 
 @contextmanager

@@ -88,8 +88,8 @@ def test_uniforms_stay_inside_zero_and_one(monkeypatch):
     row_ids = torch.tensor([0])
     for word, expected in ((0, 2.0**-24), (0xFFFFFFFF, 1 - 2.0**-24)):
         monkeypatch.setattr(reference, "philox", lambda counter, key, w=word: (torch.full((1, 1), w),) * 4)
-        assert reference.uniform(0, 0, row_ids, 4).double().tolist() == [[expected] * 4]
-        assert reference.gumbel(0, 0, row_ids, 4).isfinite().all()
+        assert reference.uniform(row_ids, row_ids, row_ids, 4).double().tolist() == [[expected] * 4]
+        assert reference.gumbel(row_ids, row_ids, row_ids, 4).isfinite().all()
 
 
 def assert_right(logits, row_ids, **options):
@@ -281,9 +281,15 @@ def test_meta_tensors(dtype):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_opcheck(device, temperature):
     logits, row_ids = batch((4, 7), device=device)
-    torch.library.opcheck(torch.ops.fastrlhf.sample.default, (logits, row_ids, 3, 5, temperature, 3, 0.9))
+    numbers = (3, 5, temperature, 3, 0.9, 0.1, 1.2)
     torch.library.opcheck(
-        torch.ops.fastrlhf.sample.default, (logits.t(), row_ids.repeat(2)[:7], 3, 5, temperature, 3, 0.9)
+        torch.ops.fastrlhf.sample.default, (logits, row_ids, *numbers, None, None, [None] * 7)
+    )
+    seen, of_rows = logits.t() > 0, [None, row_ids.repeat(2)[:7], None, None, None, None, None]
+    banned = torch.tensor([True, False, False, False]).expand(7, 4)
+    torch.library.opcheck(
+        torch.ops.fastrlhf.sample.default,
+        (logits.t(), row_ids.repeat(2)[:7], *numbers, seen, banned, of_rows),
     )
 
 
@@ -306,7 +312,7 @@ def test_compiles_whole_for_any_step(device):
         (
             {"logits": torch.zeros(2, 0)},
             ValueError,
-            r"logits has shape \[B, 0\], expected at least one token",
+            r"logits has shape \[2, 0\], expected \[B, V\] with V from 1",
         ),
         ({"row_ids": torch.zeros(3).long()}, ValueError, r"row_ids has shape \[3\], expected \[B\] = \[2\]"),
         ({"row_ids": torch.zeros(2).int()}, TypeError, r"row_ids has dtype torch\.int32, .*torch\.int64"),

@@ -1,0 +1,1 @@
+"""How the layers of each family of models are made of our operations."""
