@@ -7,6 +7,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
+from fastrlhf.kernels.registration import operation
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
@@ -74,7 +75,7 @@ def _backward_cost(grad_output, gate, up, activation) -> Cost:
     return Cost(nbytes(grad_output, gate, up), nbytes(gate, up), 12 * gate.numel())
 
 
-@torch.library.custom_op("fastrlhf::glu", mutates_args=())
+@operation("glu")
 def _glu(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     return dispatch.call("glu", gate, up, activation)
 
@@ -84,7 +85,7 @@ def _(gate, up, activation):
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op("fastrlhf::glu_backward", mutates_args=())
+@operation("glu_backward")
 def _glu_backward(
     grad_output: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

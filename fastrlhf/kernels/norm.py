@@ -9,6 +9,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_at_least, check_dtype, check_same_device, check_shape
+from fastrlhf.kernels.registration import operation
 
 
 class AddedNorm(NamedTuple):
@@ -120,7 +121,7 @@ def _backward_cost(grad_normed, grad_summed, summed, weight, mean, rstd, weight_
     return Cost(read, nbytes(summed) + of_weight, 12 * summed.numel())
 
 
-@torch.library.custom_op("fastrlhf::norm", mutates_args=())
+@operation("norm")
 def _norm(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
@@ -149,7 +150,7 @@ def _(hidden_states, weight, bias, residual, eps, weight_offset, cast_before_wei
     )
 
 
-@torch.library.custom_op("fastrlhf::norm_backward", mutates_args=())
+@operation("norm_backward")
 def _norm_backward(
     grad_normed: torch.Tensor,
     grad_summed: torch.Tensor | None,

@@ -9,6 +9,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
+from fastrlhf.kernels.registration import operation
 
 
 class Rope(NamedTuple):
@@ -97,7 +98,7 @@ def _flops(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor) -> int:
     return 3 * cos.numel() * (query.shape[-2] + key.shape[-2])
 
 
-@torch.library.custom_op("fastrlhf::rope", mutates_args=())
+@operation("rope")
 def _rope(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, transposed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, silu
 
 from fastrlhf import kernels
-from fastrlhf.kernels.glu import ACTIVATIONS, _glu, _glu_backward
+from fastrlhf.kernels.glu import ACTIVATIONS
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -144,8 +144,13 @@ def test_meta_tensors(dtype, activation):
 @activations
 def test_opcheck(device, activation):
     gate, up = (tensor.to(device) for tensor in halves((5, 7)))
-    torch.library.opcheck(_glu_backward, (gate.cos(), gate.t().contiguous().t(), up, activation))
-    torch.library.opcheck(_glu, (gate.requires_grad_(), up.t().contiguous().t().requires_grad_(), activation))
+    torch.library.opcheck(
+        torch.ops.fastrlhf.glu_backward.default, (gate.cos(), gate.t().contiguous().t(), up, activation)
+    )
+    torch.library.opcheck(
+        torch.ops.fastrlhf.glu.default,
+        (gate.requires_grad_(), up.t().contiguous().t().requires_grad_(), activation),
+    )
 
 
 @activations

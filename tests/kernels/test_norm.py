@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fastrlhf import kernels
 from fastrlhf.kernels import dispatch
-from fastrlhf.kernels.norm import _norm, _norm_backward
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -277,15 +276,15 @@ def test_opcheck(device, kind, transposed):
         tensor if tensor is None else tensor.requires_grad_()
         for tensor in (tensors["hidden_states"], tensors["weight"], bias, residual)
     ]
-    torch.library.opcheck(_norm, (*leaves, EPS, offset, cast))
+    torch.library.opcheck(torch.ops.fastrlhf.norm.default, (*leaves, EPS, offset, cast))
     with torch.no_grad():
         hidden_states, weight = (leaf.detach() for leaf in leaves[:2])
-        _, _, mean, rstd = _norm(*leaves, EPS, offset, cast)
+        _, _, mean, rstd = torch.ops.fastrlhf.norm(*leaves, EPS, offset, cast)
         grad = torch.randn(5, 7, device=device)
         for needs_weight in (False, True):
             statistics = (None if bias is None else mean, rstd)
             arguments = (grad, None, hidden_states, weight, *statistics, offset, needs_weight)
-            torch.library.opcheck(_norm_backward, arguments)
+            torch.library.opcheck(torch.ops.fastrlhf.norm_backward.default, arguments)
 
 
 @kinds

@@ -9,7 +9,6 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from fastrlhf import kernels
-from fastrlhf.kernels.rope import _rope, _rope_inplace
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -198,10 +197,10 @@ def test_meta_tensors(dtype):
 
 def test_opcheck(device):
     query, key, cos, sin = (tensor.to(device) for tensor in tensors((5, 3, 8), 2, 6))
-    torch.library.opcheck(_rope_inplace, (query.clone(), key.clone(), cos, sin))
+    torch.library.opcheck(torch.ops.fastrlhf.rope_inplace.default, (query.clone(), key.clone(), cos, sin))
     for transposed in (False, True):
         leaves = query.mT.contiguous().mT.requires_grad_(), key.clone().requires_grad_()
-        torch.library.opcheck(_rope, (*leaves, cos, sin, transposed))
+        torch.library.opcheck(torch.ops.fastrlhf.rope.default, (*leaves, cos, sin, transposed))
 
 
 def test_compiles_whole(device):
