@@ -30,10 +30,17 @@ class LlamaAttention:
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
-            sliding_window=getattr(self, "sliding_window", None),
+            sliding_window=_window(self),
             **kwargs,
         )
         return self.o_proj(output.flatten(2)), None
+
+
+def _window(module) -> int | None:
+    """The sliding window: the layer's own where layers differ (Qwen), else the model's (Mistral)."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    return getattr(module.config, "sliding_window", None)
 
 
 class LlamaLayer:
