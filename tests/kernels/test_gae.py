@@ -129,6 +129,11 @@ def test_fully_masked(device):
     assert not advantages.any() and not returns.any() and not moments.any()
 
 
+@pytest.mark.parametrize("columns", [33, 1500])
+def test_every_config(triton_config, columns):
+    assert_right(*rows((2, columns)), triton_config)
+
+
 def test_moments_mask_counts_fewer_positions_and_never_masked_ones(device):
     rewards, values, mask = rows((9, 33))
     assert_right(rewards, values, mask, device, moments_mask=torch.rand(9, 33) > 0.5)
