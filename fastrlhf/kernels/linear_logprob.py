@@ -34,6 +34,7 @@ def linear_logprob(
     bias: torch.Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    entropy_grad: bool = True,
 ) -> LinearLogprob:
     """Log-probabilities of `targets` and the entropy of the distribution that they come from, without whole logits.
 
@@ -47,6 +48,8 @@ def linear_logprob(
         bias: `[V]`, the same dtype.
         temperature: divides the logits; more than zero.
         softcap: bound of the logits before the temperature (Gemma 2's `final_logit_softcapping`).
+        entropy_grad: False where the entropy is only watched: it then has no gradient, which saves a frozen head
+            a matrix product.
 
     Returns:
         logprobs and entropy, `[N]`, float32 (float64 for float64 inputs), differentiable in hidden_states, weight and
@@ -54,9 +57,11 @@ def linear_logprob(
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or coefficients that do not fit.
-        IndexError: a target outside [0, V) (on a CPU; a GPU is not made to wait for the check).
+        IndexError: a target outside [0, V) (on a CPU; a GPU is not made to wait for the check, and gives NaN).
 
-    Memory: one tile of logits, never `[N, V]`; the backward computes the tiles again.
+    Memory: a tile of logits a thread, never `[N, V]`. With a trainable head (weight or bias requires a gradient) the
+    backward computes the tiles again. With a frozen one the forward keeps the derivatives of each row's outputs in its
+    hidden state, `[N, D]` each, float32 (one without `entropy_grad`), and the backward is elementwise.
     """
     check_dims("hidden_states", hidden_states, 2, "[N, D]")
     check_dtype("hidden_states", hidden_states, FLOATS)
@@ -72,7 +77,14 @@ def linear_logprob(
     check_at_least("temperature", temperature, 0, strict=True)
     if softcap is not None:
         check_at_least("softcap", softcap, 0, strict=True)
-    return LinearLogprob(*_linear_logprob(hidden_states, weight, targets, bias, float(temperature), softcap))
+    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    slopes = 0
+    if frozen and hidden_states.requires_grad and torch.is_grad_enabled():
+        slopes = 2 if entropy_grad else 1
+    logprobs, entropy, *_ = _linear_logprob(
+        hidden_states, weight, targets, bias, float(temperature), softcap, slopes
+    )
+    return LinearLogprob(logprobs, entropy if entropy_grad else entropy.detach())
 
 
 @dispatch.costs("linear_logprob")
@@ -103,31 +115,44 @@ def _linear_logprob(
     bias: torch.Tensor | None,
     temperature: float,
     softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    slopes: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logprobs, entropy, logsumexp `[N]` in float64 (of the logits divided by the temperature, for the backward), and
+    the first `slopes` of d logprob / d hidden_states and d entropy / d hidden_states, `[N, D]` (the others empty)."""
     if targets.device.type == "cpu" and targets.numel():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= weight.shape[0]:
             raise IndexError(
                 f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
             )
-    return dispatch.call("linear_logprob", hidden_states, weight, targets, bias, temperature, softcap)
+    return dispatch.call("linear_logprob", hidden_states, weight, targets, bias, temperature, softcap, slopes)
 
 
 @_linear_logprob.register_fake
-def _(hidden_states, weight, targets, bias, temperature, softcap):
+def _(hidden_states, weight, targets, bias, temperature, softcap, slopes):
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     rows = hidden_states.shape[0]
-    return hidden_states.new_empty(rows, dtype=dtype), hidden_states.new_empty(rows, dtype=dtype)
+    return (
+        hidden_states.new_empty(rows, dtype=dtype),
+        hidden_states.new_empty(rows, dtype=dtype),
+        hidden_states.new_empty(rows, dtype=torch.float64),
+        *(
+            hidden_states.new_empty(hidden_states.shape if wanted else (0,), dtype=dtype)
+            for wanted in (slopes > 0, slopes > 1)
+        ),
+    )
 
 
 @operation("linear_logprob_backward")
 def _linear_logprob_backward(
     grad_logprobs: torch.Tensor,
-    grad_entropy: torch.Tensor,
+    grad_entropy: torch.Tensor | None,
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
+    entropy: torch.Tensor,
+    logsumexp: torch.Tensor,
     temperature: float,
     softcap: float | None,
     needs_weight: bool,
@@ -141,6 +166,8 @@ def _linear_logprob_backward(
         weight,
         targets,
         bias,
+        entropy,
+        logsumexp,
         temperature,
         softcap,
         needs_weight,
@@ -148,22 +175,36 @@ def _linear_logprob_backward(
 
 
 @_linear_logprob_backward.register_fake
-def _(grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, temperature, softcap, needs_weight):
+def _(grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, *rest):
+    needs_weight = rest[-1]
     return (
-        torch.empty_like(hidden_states),
-        torch.empty_like(weight) if needs_weight else weight.new_empty(0),
+        torch.empty_like(hidden_states, memory_format=torch.contiguous_format),
+        weight.new_empty(tuple(weight.shape) if needs_weight else 0),
         weight.new_empty(weight.shape[0] if needs_weight and bias is not None else 0),
     )
 
 
 def _setup_context(ctx, inputs, output):
-    hidden_states, weight, targets, bias, ctx.temperature, ctx.softcap = inputs
-    ctx.save_for_backward(hidden_states, weight, targets, bias)
+    hidden_states, weight, targets, bias, ctx.temperature, ctx.softcap, ctx.slopes = inputs
+    _, entropy, logsumexp, *slopes = output
+    ctx.mark_non_differentiable(logsumexp, *slopes, *([entropy] if ctx.slopes == 1 else []))
+    ctx.set_materialize_grads(False)
+    if ctx.slopes:
+        ctx.dtype = hidden_states.dtype
+        ctx.save_for_backward(*slopes[: ctx.slopes])
+    else:
+        ctx.save_for_backward(hidden_states, weight, targets, bias, entropy, logsumexp)
 
 
-def _backward(ctx, grad_logprobs, grad_entropy):
-    hidden_states, weight, targets, bias = ctx.saved_tensors
-    needs_weight = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+def _backward(ctx, grad_logprobs, grad_entropy, *_):
+    if grad_logprobs is None and grad_entropy is None:
+        return (None,) * 7
+    if ctx.slopes:
+        grad_hidden = _along_slopes((grad_logprobs, grad_entropy), ctx.saved_tensors).to(ctx.dtype)
+        return (grad_hidden, *(None,) * 6)
+    hidden_states, weight, targets, bias, entropy, logsumexp = ctx.saved_tensors
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(grad_entropy)
     grad_hidden, grad_weight, grad_bias = _linear_logprob_backward(
         grad_logprobs,
         grad_entropy,
@@ -171,9 +212,11 @@ def _backward(ctx, grad_logprobs, grad_entropy):
         weight,
         targets,
         bias,
+        entropy,
+        logsumexp,
         ctx.temperature,
         ctx.softcap,
-        needs_weight,
+        ctx.needs_input_grad[1] or ctx.needs_input_grad[3],
     )
     return (
         grad_hidden if ctx.needs_input_grad[0] else None,
@@ -182,7 +225,17 @@ def _backward(ctx, grad_logprobs, grad_entropy):
         grad_bias if ctx.needs_input_grad[3] else None,
         None,
         None,
+        None,
     )
+
+
+def _along_slopes(grads, slopes) -> torch.Tensor:
+    """The sum of `grad[:, None] * slope` over the gradients that are there."""
+    (grad, slope), *rest = [pair for pair in zip(grads, slopes, strict=False) if pair[0] is not None]
+    total = grad[:, None] * slope
+    for grad, slope in rest:
+        total.addcmul_(grad[:, None], slope)
+    return total
 
 
 _linear_logprob.register_autograd(_backward, setup_context=_setup_context)

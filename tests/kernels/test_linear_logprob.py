@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
+from fastrlhf.kernels.linear_logprob import _linear_logprob, _linear_logprob_backward
 from fastrlhf.kernels.reference.linear_logprob import TILE_ROWS
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
@@ -244,33 +245,87 @@ def test_memory_is_tiles_never_whole_logits(device, dtype, needed):
     ):
         assert large.largest <= TILE_ROWS * 2003 * 4, "a tile of logits in float32"
         per_row = (large.peak - small.peak) / (many - few)
-        assert per_row <= 4 * (8 + 8), "the gradient of the hidden states and a few numbers a row"
+        assert per_row <= 4 * (4 * 8 + 12), (
+            "two slopes, a gradient and a temporary of hidden states, a few numbers"
+        )
 
 
-def test_memory_kept_for_the_backward_is_the_inputs(device):
+@pytest.mark.parametrize(
+    ("needed", "options", "slopes"),
+    [
+        ((), {}, 0),
+        (LEAVES, {}, 0),
+        (LEAVES[2:], {}, 0),
+        (LEAVES[:1], {}, 2),
+        (LEAVES[:1], {"entropy_grad": False}, 1),
+    ],
+)
+def test_memory_kept_for_the_backward(device, needed, options, slopes):
     tensors = {name: tensor.to(device) for name, tensor in head((3 * TILE_ROWS, 8, 2003)).items()}
-    for name in LEAVES:
+    for name in needed:
         tensors[name].requires_grad_()
-    used = allocations(lambda: kernels.linear_logprob(**tensors))
-    assert used.kept == 2 * 4 * 3 * TILE_ROWS, "logprobs and entropy"
+    used = allocations(lambda: kernels.linear_logprob(**tensors, **options))
+    logsumexp = 8 if needed and not slopes else 0
+    assert used.kept == 3 * TILE_ROWS * (4 + 4 + logsumexp + slopes * 4 * 8)
+
+
+def test_with_a_frozen_head_the_backward_runs_no_matrix_product(device):
+    tensors = {name: tensor.to(device) for name, tensor in head().items()}
+    outputs = kernels.linear_logprob(
+        **(tensors | {"hidden_states": tensors["hidden_states"].requires_grad_()})
+    )
+    tensors["weight"].fill_(math.nan)
+    (gradient,) = torch.autograd.grad(sum(outputs).sum(), tensors["hidden_states"])
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("needed", [LEAVES[:1], LEAVES], ids=["frozen", "trainable"])
+def test_an_entropy_that_is_only_watched(device, needed):
+    tensors = {name: tensor.to(device) for name, tensor in head().items()}
+    for name in needed:
+        tensors[name].requires_grad_()
+    watched = kernels.linear_logprob(**tensors, entropy_grad=False)
+    assert not watched.entropy.requires_grad
+    leaves = [tensors[name] for name in needed]
+    expected = kernels.linear_logprob(**tensors)
+    assert torch.equal(watched.entropy, expected.entropy)
+    for one, other in zip(
+        torch.autograd.grad(watched.logprobs.sum(), leaves),
+        torch.autograd.grad(expected.logprobs.sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_opcheck(device, transposed, with_bias):
+@pytest.mark.parametrize("needs_weight", [False, True])
+def test_opcheck_of_the_backward(device, transposed, with_bias, needs_weight):
+    arguments = op_arguments(device, transposed, with_bias)
+    _, entropy, logsumexp, *_ = _linear_logprob(*arguments, 0)
+    grads = torch.randn(2, 5, device=device).unbind(0)
+    for grad_entropy in (grads[1], None):
+        torch.library.opcheck(torch.ops.fastrlhf.linear_logprob_backward.default,
+            (grads[0], grad_entropy, *arguments[:4], entropy, logsumexp, *arguments[4:], needs_weight),
+        )
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("slopes", [0, 1, 2])
+def test_opcheck(device, transposed, with_bias, slopes):
+    hidden_states, weight, targets, bias, *numbers = op_arguments(device, transposed, with_bias)
+    hidden_states.requires_grad_()
+    if not slopes:
+        weight.requires_grad_()
+    torch.library.opcheck(torch.ops.fastrlhf.linear_logprob.default, (hidden_states, weight, targets, bias, *numbers, slopes))
+
+
+def op_arguments(device, transposed, with_bias):
     hidden_states, weight, targets, bias = (tensor.to(device) for tensor in head((5, 3, 7)).values())
     if transposed:
         hidden_states, weight = hidden_states.t().contiguous().t(), weight.t().contiguous().t()
-    bias = bias.requires_grad_() if with_bias else None
-    grads = torch.randn(2, 5, device=device).unbind(0)
-    for needs_weight in (False, True):
-        arguments = (*grads, hidden_states, weight, targets, bias, 0.7, 2.0, needs_weight)
-        torch.library.opcheck(
-            torch.ops.fastrlhf.linear_logprob_backward.default,
-            [a.detach() if torch.is_tensor(a) else a for a in arguments],
-        )
-    arguments = (hidden_states.requires_grad_(), weight.requires_grad_(), targets, bias, 0.7, 2.0)
-    torch.library.opcheck(torch.ops.fastrlhf.linear_logprob.default, arguments)
+    return hidden_states, weight, targets, bias if with_bias else None, 0.7, 2.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
