@@ -84,7 +84,7 @@ FASTRLHF_INLINE void store_columns(float* to, f8 from, int64_t left) {
   }
 }
 
-FASTRLHF_INLINE f8 broadcast(float x) { return f8{x, x, x, x, x, x, x, x}; }
+FASTRLHF_INLINE f8 broadcast(float x) { return f8{} + x; }
 
 // One operand of a product: element (i, j) is at data[i * row_stride + j * step].
 struct Left {
@@ -110,7 +110,7 @@ FASTRLHF_INLINE void multiply(Left left, Right right, int64_t begin, int64_t end
       const f8 low = load8(b), high = load8(b + LANES);
 #pragma GCC unroll 6
       for (int row = 0; row < STRIP; ++row) {
-        const f8 x = broadcast(a[row * left.row_stride]);
+        const float x = a[row * left.row_stride];
         sums[row][0] += x * low;
         sums[row][1] += x * high;
       }
