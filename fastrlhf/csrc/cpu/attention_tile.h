@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "simd.h"
+#include "softmax.h"
 
 namespace fastrlhf {
 
@@ -162,24 +163,6 @@ FASTRLHF_INLINE void pack_rows(const HeadsIn& heads, const QueryBlock& block, in
 FASTRLHF_INLINE f8 where_seen(const Seen& seen, int64_t column, f8 x, float otherwise) {
   const i8 at = i8{0, 1, 2, 3, 4, 5, 6, 7} + (int32_t)column;
   return (at >= (int32_t)seen.begin) & (at < (int32_t)seen.end) ? x : broadcast(otherwise);
-}
-
-// e^x within 1 ulp for x up to 88, zero below -87.3, where numbers end to be normal.
-FASTRLHF_INLINE f8 softmax_exponential(f8 x) {
-  const Reduced e = reduce(x);
-  return x < -87.3f ? f8{} : (1.0f + (e.r + e.rest)) * power_of_two(e.n);
-}
-
-// Through e^2x - 1, which keeps the digits of a small x.
-FASTRLHF_INLINE f8 hyperbolic_tangent(f8 x) {
-  const f8 e = expm1_and_rest(clamp_keeping_nan(2.0f * x, -40.0f, 40.0f)).expm1;
-  return e / (e + 2.0f);
-}
-
-FASTRLHF_INLINE float sum_of_lanes(f8 x) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
-  return sum;
 }
 
 }  // namespace fastrlhf
