@@ -25,6 +25,7 @@ CPU_SOURCES = (
     "bindings_cpu.cpp",
     "cpu/attention.cpp",
     "cpu/attention_backward.cpp",
+    "cpu/decode_attention.cpp",
     "cpu/gae.cpp",
     "cpu/ppo_loss.cpp",
 )

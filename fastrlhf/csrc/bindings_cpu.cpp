@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/attention_binding.h"
+#include "cpu/decode_attention_binding.h"
 #include "cpu/kernels.h"
 #include "ppo_loss_binding.h"
 
@@ -42,6 +43,7 @@ PYBIND11_MODULE(_cpu, module) {
     ppo_loss(ppo_loss_arrays<float>(addresses), tokens, ppo_loss_options(numbers, kl_estimator));
   });
   bind_attention(module);
+  bind_decode_attention(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {

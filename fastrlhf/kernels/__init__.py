@@ -1,6 +1,7 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
+from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
@@ -24,6 +25,7 @@ __all__ = [
     "Sample",
     "Stat",
     "attention",
+    "decode_attention",
     "dequantize",
     "gae",
     "geglu",

@@ -25,6 +25,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
     "attention",
     "attention_backward",
+    "decode_attention",
     "dequantize",
     "gae",
     "glu",

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
-from fastrlhf.kernels.linear_logprob import _linear_logprob, _linear_logprob_backward
+from fastrlhf.kernels.linear_logprob import _linear_logprob
 from fastrlhf.kernels.reference.linear_logprob import TILE_ROWS
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
@@ -305,7 +305,8 @@ def test_opcheck_of_the_backward(device, transposed, with_bias, needs_weight):
     _, entropy, logsumexp, *_ = _linear_logprob(*arguments, 0)
     grads = torch.randn(2, 5, device=device).unbind(0)
     for grad_entropy in (grads[1], None):
-        torch.library.opcheck(torch.ops.fastrlhf.linear_logprob_backward.default,
+        torch.library.opcheck(
+            torch.ops.fastrlhf.linear_logprob_backward.default,
             (grads[0], grad_entropy, *arguments[:4], entropy, logsumexp, *arguments[4:], needs_weight),
         )
 
@@ -318,7 +319,9 @@ def test_opcheck(device, transposed, with_bias, slopes):
     hidden_states.requires_grad_()
     if not slopes:
         weight.requires_grad_()
-    torch.library.opcheck(torch.ops.fastrlhf.linear_logprob.default, (hidden_states, weight, targets, bias, *numbers, slopes))
+    torch.library.opcheck(
+        torch.ops.fastrlhf.linear_logprob.default, (hidden_states, weight, targets, bias, *numbers, slopes)
+    )
 
 
 def op_arguments(device, transposed, with_bias):

@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "simd.h"
+#include "softmax.h"
 
 namespace fastrlhf {
 
@@ -84,7 +85,7 @@ FASTRLHF_INLINE void store_columns(float* to, f8 from, int64_t left) {
   }
 }
 
-FASTRLHF_INLINE f8 broadcast(float x) { return f8{x, x, x, x, x, x, x, x}; }
+FASTRLHF_INLINE f8 broadcast(float x) { return f8{} + x; }
 
 // One operand of a product: element (i, j) is at data[i * row_stride + j * step].
 struct Left {
@@ -110,7 +111,7 @@ FASTRLHF_INLINE void multiply(Left left, Right right, int64_t begin, int64_t end
       const f8 low = load8(b), high = load8(b + LANES);
 #pragma GCC unroll 6
       for (int row = 0; row < STRIP; ++row) {
-        const f8 x = broadcast(a[row * left.row_stride]);
+        const float x = a[row * left.row_stride];
         sums[row][0] += x * low;
         sums[row][1] += x * high;
       }
@@ -162,24 +163,6 @@ FASTRLHF_INLINE void pack_rows(const HeadsIn& heads, const QueryBlock& block, in
 FASTRLHF_INLINE f8 where_seen(const Seen& seen, int64_t column, f8 x, float otherwise) {
   const i8 at = i8{0, 1, 2, 3, 4, 5, 6, 7} + (int32_t)column;
   return (at >= (int32_t)seen.begin) & (at < (int32_t)seen.end) ? x : broadcast(otherwise);
-}
-
-// e^x within 1 ulp for x up to 88, zero below -87.3, where numbers end to be normal.
-FASTRLHF_INLINE f8 softmax_exponential(f8 x) {
-  const Reduced e = reduce(x);
-  return x < -87.3f ? f8{} : (1.0f + (e.r + e.rest)) * power_of_two(e.n);
-}
-
-// Through e^2x - 1, which keeps the digits of a small x.
-FASTRLHF_INLINE f8 hyperbolic_tangent(f8 x) {
-  const f8 e = expm1_and_rest(clamp_keeping_nan(2.0f * x, -40.0f, 40.0f)).expm1;
-  return e / (e + 2.0f);
-}
-
-FASTRLHF_INLINE float sum_of_lanes(f8 x) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
-  return sum;
 }
 
 }  // namespace fastrlhf
