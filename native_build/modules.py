@@ -24,7 +24,9 @@ from native_build.toolchain import (
 CPU_SOURCES = (
     "bindings_cpu.cpp",
     "cpu/gae.cpp",
+    "cpu/linear.cpp",
     "cpu/ppo_loss.cpp",
+    "cpu/quantize.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

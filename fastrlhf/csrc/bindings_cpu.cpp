@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/kernels.h"
+#include "cpu/linear_binding.h"
+#include "cpu/quantize_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -40,6 +42,8 @@ PYBIND11_MODULE(_cpu, module) {
     pybind11::gil_scoped_release release;
     ppo_loss(ppo_loss_arrays<float>(addresses), tokens, ppo_loss_options(numbers, kl_estimator));
   });
+  bind_linear(module);
+  bind_quantize(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {
