@@ -27,7 +27,9 @@ CPU_SOURCES = (
     "cpu/attention_backward.cpp",
     "cpu/decode_attention.cpp",
     "cpu/gae.cpp",
+    "cpu/linear.cpp",
     "cpu/ppo_loss.cpp",
+    "cpu/quantize.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

@@ -5,6 +5,8 @@
 #include "cpu/attention_binding.h"
 #include "cpu/decode_attention_binding.h"
 #include "cpu/kernels.h"
+#include "cpu/linear_binding.h"
+#include "cpu/quantize_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -44,6 +46,8 @@ PYBIND11_MODULE(_cpu, module) {
   });
   bind_attention(module);
   bind_decode_attention(module);
+  bind_linear(module);
+  bind_quantize(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {

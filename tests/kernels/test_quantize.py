@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import itertools
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_nf4_codes_and_bounds(device, dtype, shape):
     ).all()
 
     error = (kernels.dequantize(quantized, torch.float32).cpu() - weight.double()).abs()
-    half_gap = max(b - a for a, b in pairwise(NF4)) / 2
+    half_gap = max(b - a for a, b in itertools.pairwise(NF4)) / 2
     allowed = (half_gap * maxima + error_of_maxima) * (1 + 1e-5)
     assert (blocks_of(error) <= allowed[..., None]).all()
     zeros = blocks_of(weight.float()) == 0
@@ -208,8 +208,8 @@ def test_memory(device):
 def test_quantising_again_changes_no_code(out, width, seed, format):
     """The values that codes stand for have those codes (those of nf4 before its maxima are 8-bit floats)."""
     once = kernels.quantize(normal((out, width), seed=seed), format)
-    codes = format == "nf4"
-    back = torch.tensor(NF4)[unpacked(once).long()][:, :width] if codes else kernels.dequantize(once)
+    fractions = torch.tensor(NF4)[unpacked(once).long()][:, :width] if format == "nf4" else None
+    back = kernels.dequantize(once) if fractions is None else fractions
     assert torch.equal(kernels.quantize(back, format).codes, once.codes)
 
 

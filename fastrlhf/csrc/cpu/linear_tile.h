@@ -1,0 +1,83 @@
+// The tiles of a thin matrix product. Included once for each width of vectors, in a namespace and under a
+// target of its own, which provides `vec`, WIDTH, MAX_BATCH, `load`, `load_some` and `reduce4`.
+//
+// A tile is four rows of the weight by up to MAX_BATCH rows of x, one accumulator each, with the lanes along
+// `in`: the weight is read as it lies, once, and each vector of it meets every row of x. Each number of y goes
+// through the same additions in the same order in every tile, so that a batch does not change its rows' bits.
+
+constexpr int ROWS = 4;
+// A block of weight rows stays in the first-level cache while the rows of x pass by.
+constexpr int64_t BLOCK_BYTES = 16 << 10;
+
+template <int BATCH, class W>
+static inline __attribute__((always_inline)) void tile(const ThinLinear& p, const W* weight, int64_t row,
+                                                       int64_t first, bool prefetch) {
+  const W* rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) rows[r] = weight + (row + r < p.out ? row + r : p.out - 1) * p.in;
+  const float* x = p.x + first * p.in;
+  vec sums[BATCH][ROWS] = {};
+  const int64_t whole = p.in / WIDTH * WIDTH, ahead = ROWS * p.in;
+  for (int64_t k = 0; k < whole; k += WIDTH) {
+    vec w[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      w[r] = load(rows[r] + k);
+      if (prefetch) __builtin_prefetch(rows[r] + k + ahead);
+    }
+    for (int b = 0; b < BATCH; ++b) {
+      const vec v = load(x + b * p.in + k);
+      for (int r = 0; r < ROWS; ++r) sums[b][r] = w[r] * v + sums[b][r];
+    }
+  }
+  if (const int rest = (int)(p.in - whole)) {
+    for (int b = 0; b < BATCH; ++b) {
+      const vec v = load_some(x + b * p.in + whole, rest);
+      for (int r = 0; r < ROWS; ++r) sums[b][r] = load_some(rows[r] + whole, rest) * v + sums[b][r];
+    }
+  }
+  const int count = p.out - row < ROWS ? (int)(p.out - row) : ROWS;
+  for (int b = 0; b < BATCH; ++b) {
+    float y[ROWS];
+    reduce4(sums[b], y);
+    float* to = p.y + (first + b) * p.out + row;
+    for (int r = 0; r < count; ++r) {
+      const float scaled = p.codes ? y[r] * p.scales[row + r] : y[r];
+      to[r] = p.bias ? scaled + p.bias[row + r] : scaled;
+    }
+  }
+}
+
+template <class W>
+static inline void some_batch(const ThinLinear& p, const W* weight, int64_t row, int64_t first, int count,
+                              bool prefetch) {
+  switch (count) {
+    case 1: return tile<1>(p, weight, row, first, prefetch);
+    case 2: return tile<2>(p, weight, row, first, prefetch);
+    case 3: return tile<3>(p, weight, row, first, prefetch);
+#if FASTRLHF_LINEAR_MAX_BATCH > 3
+    case 4: return tile<4>(p, weight, row, first, prefetch);
+    case 5: return tile<5>(p, weight, row, first, prefetch);
+    case 6: return tile<6>(p, weight, row, first, prefetch);
+#endif
+  }
+}
+
+template <class W>
+static inline void rows_of(const ThinLinear& p, const W* weight, int64_t begin, int64_t end) {
+  // The batch in equal parts: 8 rows as 4 and 4, not 6 and 2.
+  const int64_t parts = (p.batch + MAX_BATCH - 1) / MAX_BATCH;
+  const int64_t fitting = BLOCK_BYTES / ((p.in + 1) * (int64_t)sizeof(W)) / ROWS * ROWS;
+  const int64_t block = fitting < ROWS ? ROWS : fitting;
+  for (int64_t from = begin; from < end; from += block) {
+    const int64_t to = from + block < end ? from + block : end;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = p.batch * part / parts;
+      const int count = (int)(p.batch * (part + 1) / parts - first);
+      for (int64_t row = from; row < to; row += ROWS)
+        some_batch(p, weight, row, first, count, part == 0);
+    }
+  }
+}
+
+static void run(const ThinLinear& p, int64_t begin, int64_t end) {
+  p.codes ? rows_of(p, p.codes, begin, end) : rows_of(p, p.weight, begin, end);
+}
