@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 STEPS ?=
 ARGS ?=
 
-.PHONY: demo test test-all lint format bench doctor install clean
+.PHONY: demo test test-all lint format bench doctor gpu-check install clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ bench: $(INSTALLED)
 
 doctor: $(INSTALLED)
 	$(BIN)/fastrlhf doctor
+
+# Every kernel test and benchmark on this machine's GPU; without one it only counts them.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 clean:
 	rm -rf $(VENV) build fastrlhf/*.so fastrlhf/_build_info.json

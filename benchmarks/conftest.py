@@ -13,15 +13,14 @@ import torch
 
 from fastrlhf import kernels
 from fastrlhf.kernels import dispatch
+from tests.support.backends import backends_of
 
 
 def pytest_generate_tests(metafunc):
     """`contender`: plain PyTorch, compiled if asked for, then the backends of the module's OPERATION that work here."""
     if "contender" in metafunc.fixturenames:
-        operation = metafunc.module.OPERATION
-        cells = [cell for cell in dispatch.table() if cell.operation == operation and cell.available]
         others = ["plain", "compiled"] if os.environ.get("FASTRLHF_BENCH_COMPILED") == "1" else ["plain"]
-        metafunc.parametrize("contender", [*others, *(cell.backend for cell in cells)])
+        metafunc.parametrize("contender", [*others, *backends_of(metafunc.module.OPERATION)])
 
 
 @pytest.fixture

@@ -154,6 +154,11 @@ def table() -> list[Availability]:
     return [_availability(operation, backend) for operation in OPERATIONS for backend in BACKENDS]
 
 
+def written(operation: str, backend: str) -> bool:
+    """Whether there is an implementation, able to run here or not."""
+    return importlib.util.find_spec(f"fastrlhf.kernels.{backend}.{operation}") is not None
+
+
 def _availability(operation: str, backend: str) -> Availability:
     reason = _missing(operation, backend)
     return Availability(operation, backend, reason is None, reason or "ready")
@@ -188,7 +193,7 @@ def _missing(operation: str, backend: str) -> str | None:
     # the package is asked first: its modules may import what is not there
     if reason := _unavailable(_package(backend)):
         return reason
-    if importlib.util.find_spec(f"fastrlhf.kernels.{backend}.{operation}") is None:
+    if not written(operation, backend):
         return "not written yet"
     return _unavailable(_module(operation, backend))
 

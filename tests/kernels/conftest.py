@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from fastrlhf import kernels
 from fastrlhf.kernels import dispatch, triton
+from tests.support.backends import backends_of, marks, on_gpu
 from tests.support.configs import config_id, every_config, forced_config
 from tests.support.poison import poisoned_memory
 
@@ -24,20 +24,12 @@ if triton.interpreted() and triton.unavailable() is None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
-        operation = metafunc.module.OPERATION
-        backends = [
-            cell.backend for cell in dispatch.table() if cell.operation == operation and cell.available
-        ]
-        metafunc.parametrize(
-            "device",
-            [pytest.param(name, marks=_marks(name)) for name in backends],
-            indirect=True,
-        )
+        metafunc.parametrize("device", backends_of(metafunc.module.OPERATION), indirect=True)
     if "triton_config" in metafunc.fixturenames:
         choices = every_config(metafunc.module.OPERATION)
         metafunc.parametrize(
             "triton_config",
-            [pytest.param(choice, marks=_marks("triton"), id=config_id(choice)) for choice in choices],
+            [pytest.param(choice, marks=marks("triton"), id=config_id(choice)) for choice in choices],
             indirect=True,
         )
 
@@ -60,12 +52,4 @@ def triton_config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def _run_on(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(dispatch, "_say_once", pytest.skip)
     with kernels.using(backend), poisoned_memory():
-        yield "cuda" if _on_gpu(backend) else "cpu"
-
-
-def _marks(backend: str) -> tuple:
-    return (pytest.mark.gpu,) if _on_gpu(backend) else ()
-
-
-def _on_gpu(backend: str) -> bool:
-    return backend in ("triton", "cuda") and torch.cuda.is_available()
+        yield "cuda" if on_gpu(backend) else "cpu"

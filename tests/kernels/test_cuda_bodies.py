@@ -26,6 +26,10 @@ from tests.kernels.native_cases import (
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu import gae, ppo_loss
 
+without_address_sanitizer = pytest.mark.skipif(
+    cuda_on_cpu.ADDRESS,
+    reason="AddressSanitizer takes the place of the watch, and errors in fibers confuse it",
+)
 both_orders = pytest.mark.parametrize("reversed_threads", [False, True], ids=["forward", "reversed"])
 
 
@@ -107,16 +111,51 @@ def run_faulty(kernel: str, reversed_threads: bool) -> list[int]:
     return out.tolist()
 
 
-def test_the_instrument_shows_a_missing_barrier():
-    assert run_faulty("without_barrier", False) != run_faulty("without_barrier", True)
+@without_address_sanitizer
+@both_orders
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "without_barrier",
+        "reused_too_early",
+        "two_writers",
+        "shuffle_for_a_barrier",
+        "warp_barrier_across_warps",
+        "half_a_warp_barrier",
+        "sums_twice",
+    ],
+)
+def test_a_race_in_shared_memory_raises(kernel, reversed_threads):
+    message = (
+        r"race in shared memory: thread \d+ (writes|reads) byte \d+, which thread \d+ (wrote|read), and no "
+    )
+    with pytest.raises(RuntimeError, match=message):
+        run_faulty(kernel, reversed_threads)
+    assert run_faulty("with_barrier", reversed_threads) == list(range(63, -1, -1)), (
+        "the next kernel runs as ever"
+    )
 
 
+@both_orders
+@pytest.mark.parametrize("kernel", ["with_barrier", "warp_barrier", "neighbouring_bytes"])
+def test_what_a_barrier_orders_is_no_race(kernel, reversed_threads):
+    threads = range(64)
+    expected = {
+        "with_barrier": [63 - thread for thread in threads],
+        "warp_barrier": [thread ^ 1 for thread in threads],
+        "neighbouring_bytes": list(threads),
+    }
+    assert run_faulty(kernel, reversed_threads) == expected[kernel]
+
+
+@without_address_sanitizer
 def test_the_instrument_shows_a_read_of_shared_memory_that_nobody_wrote():
     for _ in range(2):
         out = torch.tensor(run_faulty("reads_unwritten_memory", False), dtype=torch.int32).view(torch.float32)
         assert out[::2].isnan().all() and (out[1::2] == 1).all()
 
 
+@without_address_sanitizer
 @both_orders
 def test_the_instrument_raises_where_a_gpu_would_hang_or_err(reversed_threads):
     with pytest.raises(RuntimeError, match=r"deadlock: 32 of 64 threads wait at a barrier, 32 have ended"):

@@ -5,6 +5,8 @@
 #include "cuda/ppo_loss.cuh"
 #include "ppo_loss_binding.h"
 
+#include "bodies/faulty.h"
+
 using namespace fastrlhf;
 
 template <class T>
@@ -32,30 +34,6 @@ static void run_ppo_loss(const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses
   });
 }
 
-// Kernels that are wrong on purpose: they show that the instrument sees it.
-__global__ void without_barrier(int* out) {
-  __shared__ int shared[64];
-  shared[threadIdx.x] = (int)threadIdx.x;
-  out[threadIdx.x] = shared[63 - threadIdx.x];
-  __syncthreads();
-  shared[threadIdx.x] = -1;
-}
-
-__global__ void barrier_in_a_branch() {
-  if (threadIdx.x < 32) __syncthreads();
-}
-
-__global__ void lane_outside_its_mask(int* out) {
-  out[threadIdx.x] = __shfl_sync(0xffffu, (int)threadIdx.x, 0);
-}
-
-__global__ void reads_unwritten_memory(float* out) {
-  __shared__ float shared[64];
-  if (threadIdx.x % 2) shared[threadIdx.x] = 1.0f;
-  __syncthreads();
-  out[threadIdx.x] = shared[threadIdx.x];
-}
-
 __global__ void warp_functions(int* out) {
   const int lane = threadIdx.x % 32;
   int* mine = out + 6 * threadIdx.x;
@@ -80,12 +58,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
               : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
   module.def("faulty", [](const std::string& kernel, uintptr_t out, bool reversed) {
-    cuda_on_cpu::launch(1, 64, reversed, [&] {
-      if (kernel == "without_barrier") without_barrier((int*)out);
-      if (kernel == "barrier_in_a_branch") barrier_in_a_branch();
-      if (kernel == "reads_unwritten_memory") reads_unwritten_memory((float*)out);
-      if (kernel == "lane_outside_its_mask") lane_outside_its_mask((int*)out);
-    });
+    run_faulty(kernel, (int*)out, reversed);
   });
   module.def("warp_functions", [](uintptr_t out, bool reversed) {
     cuda_on_cpu::launch(1, 64, reversed, [&] { warp_functions((int*)out); });

@@ -3,7 +3,7 @@
 // A fiber runs until it needs the others: at __syncthreads() it waits for the whole block, at a warp
 // operation for the lanes of its mask. Threads run in ascending or in descending order, so that a result
 // which depends on the order (a missing barrier) differs between the two. A barrier that some threads never
-// reach raises instead of hanging.
+// reach raises instead of hanging, and so does a race in shared memory (shared_memory_races.h).
 //
 // Include this before the .cuh files, in one translation unit. What is missing is added when a kernel needs
 // it: dynamic shared memory, atomics, inline PTX.
@@ -23,10 +23,13 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "shared_memory_races.h"
 
 #undef __global__
 #undef __device__
@@ -37,8 +40,12 @@
 #define __global__ static
 #define __device__
 #define __host__
+#ifdef FASTRLHF_ADDRESS_SANITIZER
+#define __shared__ static  // blocks run one after another; AddressSanitizer guards ordinary variables alone
+#else
 #define __shared__ \
   static thread_local  // each block has a thread of the host, and so shared memory of its own
+#endif
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
@@ -48,7 +55,7 @@ constexpr int WARP_SIZE = 32;
 constexpr size_t STACK_BYTES = 64 << 10;
 
 enum class State { READY, AT_BARRIER, AT_WARP, DONE };
-enum class WarpOperation { SHUFFLE, BALLOT };
+enum class WarpOperation { SHUFFLE, BALLOT, SYNC };
 
 struct Fiber {
   ucontext_t context;
@@ -79,6 +86,7 @@ inline Block* block;
 inline Fiber& me() { return block->fibers[block->current]; }
 
 inline void wait(State state) {
+  races.watching = false;
   me().state = state;
   swapcontext(&me().context, &block->scheduler);
 }
@@ -93,8 +101,10 @@ inline void fiber_main() {
 }
 
 inline void resume(int thread) {
-  block->current = thread;
+  block->current = races.thread = thread;
+  races.watching = true;
   swapcontext(&block->scheduler, &block->fibers[thread].context);
+  races.watching = false;
   if (block->failure) std::rethrow_exception(block->failure);
 }
 
@@ -103,7 +113,7 @@ inline bool waits_with(const Fiber& fiber, const Fiber& other) {
 }
 
 // Exchanges the values of a warp's lanes once every lane of a mask has arrived; true if some could go on.
-inline bool release_warp(Fiber* lanes, int count) {
+inline bool release_warp(Fiber* lanes, int count, int warp) {
   for (int lane = 0; lane < count; ++lane) {
     const Fiber fiber = lanes[lane];
     if (fiber.state != State::AT_WARP) continue;
@@ -127,6 +137,7 @@ inline bool release_warp(Fiber* lanes, int count) {
     for (int other = 0; other < count; ++other) {
       if (fiber.mask >> other & 1) lanes[other].state = State::READY;
     }
+    if (fiber.operation == WarpOperation::SYNC) warp_synced(warp, fiber.mask);
     return true;
   }
   return false;
@@ -144,7 +155,8 @@ inline void run_block(bool reversed) {
       moved = true;
     }
     for (int first = 0; first < count; first += WARP_SIZE) {
-      while (release_warp(&fibers[first], std::min(WARP_SIZE, count - first))) moved = true;
+      while (release_warp(&fibers[first], std::min(WARP_SIZE, count - first), first / WARP_SIZE))
+        moved = true;
     }
     int done = 0, waiting = 0;
     for (const Fiber& fiber : fibers) {
@@ -155,6 +167,7 @@ inline void run_block(bool reversed) {
     if (waiting == count) {
       for (Fiber& fiber : fibers) fiber.state = State::READY;
       ++block->barriers;
+      new_epoch();
     } else if (!moved) {
       throw std::runtime_error("deadlock: " + std::to_string(waiting) + " of " + std::to_string(count) +
                                " threads wait at a barrier, " + std::to_string(done) +
@@ -163,9 +176,30 @@ inline void run_block(bool reversed) {
   }
 }
 
+// Ends the block with an error. The accesses that lead here have no way to throw: to the compiler they cannot.
+inline void race_found(int thread, bool writes, int other, bool other_wrote, size_t at) {
+  const std::string message = "race in shared memory: thread " + std::to_string(thread) +
+                              (writes ? " writes" : " reads") + " byte " + std::to_string(at) + ", which thread " +
+                              std::to_string(other) + (other_wrote ? " wrote" : " read") +
+                              ", and no barrier stands between the two";
+  block->failure = std::make_exception_ptr(std::runtime_error(message));
+  wait(State::DONE);
+}
+
+inline void watch(uintptr_t first, size_t bytes) {
+  static std::vector<Byte> of;
+  if (of.size() < bytes) of.resize(bytes);
+  races.first = first;
+  races.bytes = bytes;
+  races.of = of.data();
+  races.found = race_found;
+  new_epoch();
+}
+
 // Fills this thread's copy of this library's thread-local memory, which is the block's shared memory, with
-// ones.
-inline void poison_shared_memory() {
+// ones, and has its accesses watched.
+inline void prepare_shared_memory() {
+#ifndef FASTRLHF_ADDRESS_SANITIZER
   static thread_local char allocates;
   allocates = 1;
   const auto poison = [](dl_phdr_info* library, size_t, void* ours) {
@@ -174,12 +208,14 @@ inline void poison_shared_memory() {
       const char* start = (const char*)library->dlpi_tls_data;
       if (part.p_type == PT_TLS && start && ours >= start && ours < start + part.p_memsz) {
         memset(library->dlpi_tls_data, 0xff, part.p_memsz);
+        watch((uintptr_t)library->dlpi_tls_data, part.p_memsz);
         return 1;
       }
     }
     return 0;
   };
   if (!dl_iterate_phdr(poison, &allocates)) throw std::runtime_error("thread-local memory not found");
+#endif
 }
 
 // Runs `body` (a call of the kernel) for every thread of `blocks` x `threads`.
@@ -207,7 +243,7 @@ inline void launch(unsigned blocks, unsigned threads, bool reversed, std::functi
     }
     std::thread([&] {
       try {
-        poison_shared_memory();
+        prepare_shared_memory();
         run_block(reversed);
       } catch (...) {
         failure = std::current_exception();
@@ -275,4 +311,6 @@ T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32) {
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return (unsigned)cuda_on_cpu::warp_operation(cuda_on_cpu::WarpOperation::BALLOT, mask, predicate != 0, 0);
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { __ballot_sync(mask, 1); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  cuda_on_cpu::warp_operation(cuda_on_cpu::WarpOperation::SYNC, mask, 0, 0);
+}

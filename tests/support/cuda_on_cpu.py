@@ -22,6 +22,8 @@ from native_build.toolchain import Missing, find_cxx, find_nvcc
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
+# This process has AddressSanitizer's library preloaded (see test_cuda_address_sanitizer.py).
+ADDRESS = os.environ.get("FASTRLHF_ADDRESS_SANITIZER") == "1"
 
 
 @functools.cache
@@ -35,12 +37,14 @@ def bodies() -> ModuleType:
         pytest.skip(f"the CUDA bodies cannot be compiled for the CPU: {missing}")
     python = sysconfig.get_paths()["include"]
     flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread"]
+    # the thread sanitizer's calls alone: shared_memory_races.h answers them in place of its library
+    flags += ["-fsanitize=address", "-DFASTRLHF_ADDRESS_SANITIZER"] if ADDRESS else ["-fsanitize=thread"]
     flags += [f"-I{ROOT / 'fastrlhf' / 'csrc'}", f"-I{SUPPORT}"]
     flags += [f"-isystem{folder}" for folder in (pybind11.get_include(), python, cuda)]
     module = Module(
         "cuda_bodies", ("cuda_bodies.cpp",), cxx.command, cxx.version, flags, link_flags=["-pthread"]
     )
-    folder = ROOT / "build" / "cuda_on_cpu"
+    folder = ROOT / "build" / ("cuda_on_cpu_address" if ADDRESS else "cuda_on_cpu")
     library = write_ninja([module], SUPPORT, folder, ".so")["cuda_bodies"]
     built = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout
