@@ -24,6 +24,8 @@ from native_build.toolchain import (
 CPU_SOURCES = (
     "bindings_cpu.cpp",
     "cpu/gae.cpp",
+    "cpu/linear_logprob.cpp",
+    "cpu/linear_logprob_backward.cpp",
     "cpu/ppo_loss.cpp",
 )
 CUDA_SOURCES = (

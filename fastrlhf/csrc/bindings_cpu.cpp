@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/kernels.h"
+#include "cpu/linear_logprob_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -22,6 +23,19 @@ bool use_avx2() {
 #endif
 }
 
+static bool avx512_allowed = true;
+
+bool use_avx512() {
+#ifdef FASTRLHF_HAS_AVX2_VERSION
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
+  return has_avx512 && avx512_allowed && use_avx2();
+#else
+  return false;
+#endif
+}
+
+void allow_avx512(bool allowed) { avx512_allowed = allowed; }
+
 void force_portable(bool portable) { portable_forced = portable; }
 
 }  // namespace fastrlhf
@@ -40,6 +54,7 @@ PYBIND11_MODULE(_cpu, module) {
     pybind11::gil_scoped_release release;
     ppo_loss(ppo_loss_arrays<float>(addresses), tokens, ppo_loss_options(numbers, kl_estimator));
   });
+  bind_linear_logprob(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {
