@@ -28,6 +28,8 @@ CPU_SOURCES = (
     "cpu/decode_attention.cpp",
     "cpu/gae.cpp",
     "cpu/linear.cpp",
+    "cpu/linear_logprob.cpp",
+    "cpu/linear_logprob_backward.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/quantize.cpp",
 )

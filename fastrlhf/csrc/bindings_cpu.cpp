@@ -7,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/linear_binding.h"
 #include "cpu/quantize_binding.h"
+#include "cpu/linear_logprob_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -25,6 +26,19 @@ bool use_avx2() {
   return false;
 #endif
 }
+
+static bool avx512_allowed = true;
+
+bool use_avx512() {
+#ifdef FASTRLHF_HAS_AVX2_VERSION
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
+  return has_avx512 && avx512_allowed && use_avx2();
+#else
+  return false;
+#endif
+}
+
+void allow_avx512(bool allowed) { avx512_allowed = allowed; }
 
 void force_portable(bool portable) { portable_forced = portable; }
 
@@ -48,6 +62,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_decode_attention(module);
   bind_linear(module);
   bind_quantize(module);
+  bind_linear_logprob(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {

@@ -88,23 +88,35 @@ def linear_logprob(
 
 
 @dispatch.costs("linear_logprob")
-def _cost(hidden_states, weight, targets, bias, temperature, softcap) -> Cost:
+def _cost(hidden_states, weight, targets, bias, temperature, softcap, slopes) -> Cost:
+    """The products are the logits, and one for each slope."""
     (rows, width), vocabulary = hidden_states.shape, weight.shape[0]
-    statistics = 2 * rows * torch.promote_types(hidden_states.dtype, torch.float32).itemsize
-    flops = rows * vocabulary * (2 * width + 5)
-    return Cost(nbytes(hidden_states, weight, targets, bias), statistics, flops)
+    number = torch.promote_types(hidden_states.dtype, torch.float32).itemsize
+    written = rows * (2 * number + 8 + slopes * width * number)
+    flops = rows * vocabulary * (2 * width * (1 + slopes) + 5)
+    return Cost(nbytes(hidden_states, weight, targets, bias), written, flops)
 
 
 @dispatch.costs("linear_logprob_backward")
 def _backward_cost(
-    grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, temperature, softcap, needs_weight
+    grad_logprobs,
+    grad_entropy,
+    hidden_states,
+    weight,
+    targets,
+    bias,
+    entropy,
+    logsumexp,
+    temperature,
+    softcap,
+    needs_weight,
 ) -> Cost:
     """The products are the logits again, and one for each gradient."""
     (rows, width), vocabulary = hidden_states.shape, weight.shape[0]
-    read = nbytes(grad_logprobs, grad_entropy, hidden_states, weight, targets, bias)
+    given = grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, entropy, logsumexp
     written = nbytes(hidden_states, *((weight, bias) if needs_weight else ()))
     products = 3 if needs_weight else 2
-    return Cost(read, written, rows * vocabulary * (2 * width * products + 8))
+    return Cost(nbytes(*given), written, rows * vocabulary * (2 * width * products + 8))
 
 
 @operation("linear_logprob")
