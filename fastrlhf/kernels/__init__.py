@@ -3,6 +3,7 @@
 from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.kl import kl_estimate
+from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
@@ -19,6 +20,7 @@ __all__ = [
     "dequantize",
     "gae",
     "kl_estimate",
+    "linear",
     "linear_logprob",
     "masked_mean",
     "masked_moments",

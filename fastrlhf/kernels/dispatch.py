@@ -24,6 +24,8 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
     "dequantize",
     "gae",
+    "linear",
+    "linear_backward",
     "linear_logprob",
     "linear_logprob_backward",
     "ppo_loss",
