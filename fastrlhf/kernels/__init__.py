@@ -6,6 +6,7 @@ from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.kl import kl_estimate
+from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
@@ -33,6 +34,7 @@ __all__ = [
     "layer_norm",
     "left_padded_attention",
     "left_padding",
+    "linear",
     "linear_logprob",
     "masked_mean",
     "masked_moments",

@@ -30,6 +30,8 @@ OPERATIONS = (
     "gae",
     "glu",
     "glu_backward",
+    "linear",
+    "linear_backward",
     "linear_logprob",
     "linear_logprob_backward",
     "norm",

@@ -16,6 +16,9 @@ from fastrlhf.kernels.verify import DTYPES, error_ratio
 WITHOUT_CASES: tuple[str, ...] = ()
 WITHOUT_COST: tuple[str, ...] = ()
 
+# The blocks of a paged cache that the rows' tables name, not the whole cache.
+READS_A_PART = ("decode_attention",)
+
 ALL = [
     pytest.param(operation, dtype, name, id=f"{operation}-{str(dtype).removeprefix('torch.')}-{name}")
     for operation in dispatch.OPERATIONS
@@ -49,7 +52,10 @@ def test_the_cost_is_what_the_operation_reads_and_writes(operation, dtype, name)
     before = [tensor.clone() for tensor in given]
     out = getattr(torch.ops.fastrlhf, operation)(*args)
     changed = [one for one, other in zip(given, before, strict=True) if not equal(one, other)]
-    assert cost.read == nbytes(*given)
+    if operation in READS_A_PART:
+        assert cost.read <= nbytes(*given)
+    else:
+        assert cost.read == nbytes(*given)
     assert cost.written == nbytes(*tensors(out), *changed)
     assert (cost.flops > 0) == (args[0].numel() > 0)
 

@@ -28,6 +28,9 @@ namespace {
 
 int widest = 512;
 
+// The rows of the weight that a call of `run` is given.
+constexpr int64_t STEP = 64;
+
 namespace portable {
 constexpr int WIDTH = 4, MAX_BATCH = 2;
 #define FASTRLHF_LINEAR_MAX_BATCH 2
@@ -134,8 +137,6 @@ void thin_linear(const ThinLinear& product) {
   if (linear_vectors() == 512) run = avx512::run;
   if (linear_vectors() == 256) run = avx2::run;
 #endif
-  // Each thread a stretch of the rows, in steps of 64: neighbours do not write to the same cache line.
-  constexpr int64_t STEP = 64;
   const int64_t steps = (product.out + STEP - 1) / STEP;
 #pragma omp parallel for schedule(static) if (product.out * product.in * product.batch > 1 << 15)
   for (int64_t step = 0; step < steps; ++step) {

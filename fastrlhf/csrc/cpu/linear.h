@@ -5,8 +5,11 @@
 
 namespace fastrlhf {
 
+constexpr int64_t MAX_THIN_BATCH = 32;
+
 // y [batch, out] = x [batch, in] times the weight [out, in] transposed, plus `bias` [out] if it is not null.
-// The weight is float32, or int8 with a scale a row. Everything is contiguous.
+// The weight is float32, or int8 with a scale a row. Everything is contiguous; the
+// batch is at most MAX_THIN_BATCH.
 struct ThinLinear {
   const float* x;
   const float* weight;   // null for an int8 weight

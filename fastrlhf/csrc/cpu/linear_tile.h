@@ -11,7 +11,7 @@ constexpr int64_t BLOCK_BYTES = 16 << 10;
 
 template <int BATCH, class W>
 static inline __attribute__((always_inline)) void tile(const ThinLinear& p, const W* weight, int64_t row,
-                                                       int64_t first, bool prefetch) {
+                                                       int64_t first, float* to, bool prefetch) {
   const W* rows[ROWS];
   for (int r = 0; r < ROWS; ++r) rows[r] = weight + (row + r < p.out ? row + r : p.out - 1) * p.in;
   const float* x = p.x + first * p.in;
@@ -38,25 +38,24 @@ static inline __attribute__((always_inline)) void tile(const ThinLinear& p, cons
   for (int b = 0; b < BATCH; ++b) {
     float y[ROWS];
     reduce4(sums[b], y);
-    float* to = p.y + (first + b) * p.out + row;
     for (int r = 0; r < count; ++r) {
       const float scaled = p.codes ? y[r] * p.scales[row + r] : y[r];
-      to[r] = p.bias ? scaled + p.bias[row + r] : scaled;
+      to[(first + b) * STEP + r] = p.bias ? scaled + p.bias[row + r] : scaled;
     }
   }
 }
 
 template <class W>
 static inline void some_batch(const ThinLinear& p, const W* weight, int64_t row, int64_t first, int count,
-                              bool prefetch) {
+                              float* to, bool prefetch) {
   switch (count) {
-    case 1: return tile<1>(p, weight, row, first, prefetch);
-    case 2: return tile<2>(p, weight, row, first, prefetch);
-    case 3: return tile<3>(p, weight, row, first, prefetch);
+    case 1: return tile<1>(p, weight, row, first, to, prefetch);
+    case 2: return tile<2>(p, weight, row, first, to, prefetch);
+    case 3: return tile<3>(p, weight, row, first, to, prefetch);
 #if FASTRLHF_LINEAR_MAX_BATCH > 3
-    case 4: return tile<4>(p, weight, row, first, prefetch);
-    case 5: return tile<5>(p, weight, row, first, prefetch);
-    case 6: return tile<6>(p, weight, row, first, prefetch);
+    case 4: return tile<4>(p, weight, row, first, to, prefetch);
+    case 5: return tile<5>(p, weight, row, first, to, prefetch);
+    case 6: return tile<6>(p, weight, row, first, to, prefetch);
 #endif
   }
 }
@@ -67,15 +66,20 @@ static inline void rows_of(const ThinLinear& p, const W* weight, int64_t begin, 
   const int64_t parts = (p.batch + MAX_BATCH - 1) / MAX_BATCH;
   const int64_t fitting = BLOCK_BYTES / ((p.in + 1) * (int64_t)sizeof(W)) / ROWS * ROWS;
   const int64_t block = fitting < ROWS ? ROWS : fitting;
+  // Rows of y are a power of two apart as often as not, and then share a few lines of the cache: sixteen bytes
+  // here and sixteen there took 24 ms for 49152 x 576 at batch 32 on one core, and through this buffer 14 ms.
+  float buffer[MAX_THIN_BATCH * STEP];
   for (int64_t from = begin; from < end; from += block) {
     const int64_t to = from + block < end ? from + block : end;
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = p.batch * part / parts;
       const int count = (int)(p.batch * (part + 1) / parts - first);
       for (int64_t row = from; row < to; row += ROWS)
-        some_batch(p, weight, row, first, count, part == 0);
+        some_batch(p, weight, row, first, count, buffer + (row - begin), part == 0);
     }
   }
+  for (int64_t b = 0; b < p.batch; ++b)
+    memcpy(p.y + b * p.out + begin, buffer + b * STEP, (end - begin) * sizeof(float));
 }
 
 static void run(const ThinLinear& p, int64_t begin, int64_t end) {

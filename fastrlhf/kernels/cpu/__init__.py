@@ -12,10 +12,16 @@ def unavailable() -> str | None:
     return native.missing("_cpu")
 
 
-def serves(first: torch.Tensor, *_: torch.Tensor) -> str | None:
-    """Why this backend cannot take tensors like `first` (an operation's floats share a dtype and device), or None."""
+def serves(first: torch.Tensor, *others: torch.Tensor) -> str | None:
+    """Why this backend cannot take these tensors, or None: the first is float32, and none of fewer bits.
+
+    Others may be float64, as sums are; where the first is a gradient of statistics, the operands may still be narrow.
+    """
     if first.device.type != "cpu":
         return f"takes CPU tensors, not {first.device.type}"
-    if first.dtype != torch.float32:
-        return f"takes float32, not {str(first.dtype).removeprefix('torch.')}"
+    for tensor in (first, *others):
+        if tensor.dtype in (torch.bfloat16, torch.float16) or (
+            tensor is first and tensor.dtype != torch.float32
+        ):
+            return f"takes float32, not {str(tensor.dtype).removeprefix('torch.')}"
     return None

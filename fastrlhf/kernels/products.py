@@ -1,0 +1,105 @@
+"""The products of training on a CPU, each by the provider that was fastest when its shape was first seen.
+
+PyTorch's own products are MKL's, which on AMD processors do not use all there is: 106 GFLOP/s a core where oneDNN,
+inside the same PyTorch, reaches 239 with a weight packed for it (Zen 5, 1,024 rows of 576 by 1,536, float32). The
+choice is a table, so that a run which is resumed with the table of its first part computes the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from fastrlhf.kernels.packed import packed
+
+PROVIDERS = ("torch", "onednn")
+# Another provider than PyTorch has to be this much faster: a lead that the next run may not see is not worth a table
+# that changes, nor a packed copy of the weight.
+_LEAD = 1.05
+_ROUNDS = 3
+
+_table: dict[str, str] = {}
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool = True
+) -> torch.Tensor:
+    """`x weight^T + bias`, `[N, out]`; all float32 on the CPU. `keep` says whether the packed weight may stay."""
+    candidates = {
+        "torch": lambda: torch.nn.functional.linear(x, weight, bias),
+        "onednn": lambda: _onednn(x, packed(weight, x.shape[0], keep=keep), bias),
+    }
+    return _run("forward", (x.shape[0], *weight.shape), keep, candidates)
+
+
+def grad_input(grad: torch.Tensor, weight: torch.Tensor, *, keep: bool = True) -> torch.Tensor:
+    """`grad weight`, `[N, in]`."""
+    candidates = {
+        "torch": lambda: grad @ weight,
+        "onednn": lambda: _onednn(grad, packed(weight, grad.shape[0], transposed=True, keep=keep)),
+    }
+    return _run("grad_input", (grad.shape[0], *weight.shape), keep, candidates)
+
+
+def grad_weight(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`grad^T x`, `[out, in]`. Both operands are new every time: the packing is part of the product."""
+    candidates = {
+        "torch": lambda: grad.T @ x,
+        "onednn": lambda: _onednn(grad.T.contiguous(), packed(x, grad.shape[1], transposed=True, keep=False)),
+    }
+    return _run("grad_weight", (x.shape[0], grad.shape[1], x.shape[1]), False, candidates)
+
+
+def export_table() -> dict[str, str]:
+    """The choices made so far: product, shape and threads to provider. Part of a run's state."""
+    return dict(_table)
+
+
+def import_table(table: dict[str, str]) -> None:
+    """Take over the choices of another run; shapes that it did not see are measured when they come.
+
+    Raises:
+        ValueError: a provider that there is not.
+    """
+    for key, provider in table.items():
+        if provider not in PROVIDERS:
+            raise ValueError(f"table names the provider {provider!r} for {key}, expected one of {PROVIDERS}")
+    _table.update(table)
+
+
+def clear_table() -> None:
+    """Forget all choices."""
+    _table.clear()
+
+
+def _run(
+    product: str, shape: tuple[int, int, int], keep: bool, candidates: dict[str, Callable[[], torch.Tensor]]
+) -> torch.Tensor:
+    if 0 in shape or not torch.backends.mkldnn.is_available():
+        return candidates["torch"]()
+    # Packed sequences give another number of rows every step: those of one power of two share a choice.
+    rows = 1 << (shape[0] - 1).bit_length()
+    kept = "kept" if keep else "packed each time"
+    key = f"{product} {rows}x{shape[1]}x{shape[2]}, {kept}, {torch.get_num_threads()} threads"
+    if key not in _table:
+        _table[key] = _fastest(candidates)
+    return candidates[_table[key]]()
+
+
+def _fastest(candidates: dict[str, Callable[[], torch.Tensor]]) -> str:
+    """The name of the candidate with the least time of a few, taken in turns after one that does not count."""
+    best = {name: float("inf") for name in candidates}
+    for count in range(_ROUNDS + 1):
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            candidate()
+            if count:
+                best[name] = min(best[name], time.perf_counter() - start)
+    winner = min(best, key=lambda name: best[name])
+    return winner if best[winner] * _LEAD <= best["torch"] else "torch"
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
