@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -43,9 +43,9 @@ _active: list[Ledger] = []
 class Place(Enum):
     """Where the process is: in ordinary code, in the body of a registered operation of ours, or in its kernel."""
 
-    OUTSIDE = "outside"
-    REGISTERED = "registered operation"
-    KERNEL = "kernel"
+    OUTSIDE = auto()
+    REGISTERED = auto()
+    KERNEL = auto()
 
 
 _place = Place.OUTSIDE

@@ -14,6 +14,9 @@ the cost that it declares; its temporaries are not counted. Seconds are not simu
 PyTorch has one place for a foreign device in a process, and cannot take it back: after the block the name stays, and
 using it raises. While registered, `torch.accelerator.is_available()` stays False, so that loaders do not pin memory for
 it.
+
+In a backward, an error of the device's own comes at the end of it. PyTorch does not survive another error of Python in
+the backward of one of its own operations on a foreign device: where it says "terminate called", look for one.
 """
 
 from __future__ import annotations
@@ -133,6 +136,7 @@ class _Module:
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
+        """Checkpointed activations ask, to compute them again as they were computed."""
         return [torch.bfloat16, torch.float16]
 
     @staticmethod

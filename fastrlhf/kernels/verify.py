@@ -6,6 +6,7 @@ backend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,9 +106,7 @@ def _ratio(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, lowes
         return torch.inf
     kept, finite_plain = ~special, ~special & plain.isfinite()
     largest = max(float(rounded[kept].abs().max()) if kept.any() else 0.0, torch.finfo(dtype).tiny)
-    unit = torch.finfo(dtype).eps * 2.0 ** (
-        int(torch.frexp(torch.tensor(largest, dtype=torch.float64))[1]) - 1
-    )
+    unit = torch.finfo(dtype).eps * 2.0 ** (math.frexp(largest)[1] - 1)
     plain_error = float((plain - exact)[finite_plain].abs().max()) if finite_plain.any() else 0.0
     error = float((actual - exact)[kept].abs().max()) if kept.any() else 0.0
     return error / (2 * plain_error + ULPS * unit)
@@ -115,7 +114,6 @@ def _ratio(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, lowes
 
 def _dtypes(backend: str) -> tuple[torch.dtype, ...]:
     if backend == "triton" and triton.interpreted():
-        return tuple(
-            dtype for dtype in DTYPES if dtype != torch.bfloat16
-        )  # Triton's interpreter gets it wrong
+        # bfloat16 is wrong in Triton's own interpreter
+        return tuple(dtype for dtype in DTYPES if dtype != torch.bfloat16)
     return DTYPES

@@ -178,6 +178,20 @@ class TestMemory:
             del x
             assert raw.tolist() == [1, 1, 1]
 
+    def test_torch_sim_has_the_names_of_torch_cuda(self):
+        with simulated.registered(capacity=10 * KB):
+            x = ones(KB)
+            assert torch.sim.memory_allocated() == torch.sim.max_memory_allocated() == 4 * KB
+            assert torch.sim.mem_get_info() == (6 * KB, 10 * KB)
+            del x
+            torch.sim.empty_cache()
+            assert (torch.sim.memory_allocated(), torch.sim.max_memory_allocated()) == (0, 4 * KB)
+            assert (torch.sim.device_count(), torch.sim.current_device()) == (1, 0)
+            torch.manual_seed(3)
+            first = torch.randn(2, device="sim")
+            torch.manual_seed(3)
+            assert torch.equal(torch.randn(2), first.cpu()), "random numbers are the CPU's"
+
 
 class TestModules:
     def test_tied_weights_stay_tied_both_ways(self, device):
