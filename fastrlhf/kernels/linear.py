@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.base_weight import BaseWeight, check_base
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
@@ -42,6 +43,27 @@ def linear(x: torch.Tensor, weight: BaseWeight, bias: torch.Tensor | None = None
     check_same_device(x=x, weight=parts[0], bias=bias)
     y = _linear(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), *parts, bias)
     return y.view(*x.shape[:-1], y.shape[1])
+
+
+@dispatch.costs("linear")
+def _cost(x, weight, scales, scale_scales, offset, bias) -> Cost:
+    rows, out = x.shape[0], weight.shape[0]
+    return Cost(
+        nbytes(x, weight, scales, scale_scales, offset, bias),
+        rows * out * x.element_size(),
+        2 * rows * out * x.shape[1],
+    )
+
+
+@dispatch.costs("linear_backward")
+def _backward_cost(grad, x, weight, scales, scale_scales, offset, needs_x, needs_weight, needs_bias) -> Cost:
+    (rows, out), width = grad.shape, x.shape[1]
+    numbers = rows * width * needs_x + out * needs_bias
+    written = numbers * grad.element_size() + nbytes(weight) * needs_weight
+    products = 2 * rows * out * width * (needs_x + needs_weight)
+    return Cost(
+        nbytes(grad, x, weight, scales, scale_scales, offset), written, products + rows * out * needs_bias
+    )
 
 
 @operation("linear")
