@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from fastrlhf.kernels import native, products
+from fastrlhf.kernels import cpu, native, products
 from fastrlhf.kernels.code_books import table
 
 MAX_THIN_BATCH = 32
 # A tile of a quantised weight in float32, and what a thread's part of one takes where it is read once only.
 TILE_BYTES, THIN_TILE_BYTES = 4 << 20, 256 << 10
+
+
+def serves(first: torch.Tensor, *_: torch.Tensor) -> str | None:
+    """Why this backend cannot take an activation or gradient like `first`, or None; the weight may have any dtype."""
+    return cpu.serves(first)
 
 
 def linear(x, weight, scales, scale_scales, offset, bias):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import products
-from fastrlhf.kernels.cpu.linear import TILE_BYTES, tiles
+from fastrlhf.kernels.cpu.linear import TILE_BYTES, serves, tiles
+
+__all__ = ["linear_backward", "serves"]
 
 
 def linear_backward(grad, x, weight, scales, scale_scales, offset, needs_x, needs_weight, needs_bias):
