@@ -87,6 +87,7 @@ def gae_kernel(
         at = start + column
         keep = tl.load(mask + at, mask=inside, other=0) != 0
         keep_after = tl.load(mask + at + 1, mask=after_inside, other=0) != 0
+        # nothing masked is read, so that no NaN is
         reward = tl.load(rewards + at, mask=keep, other=0.0).to(tl.float32)
         value = tl.load(values + at, mask=keep, other=0.0).to(tl.float32)
         value_after = tl.load(values + at + 1, mask=keep_after, other=0.0).to(tl.float32)

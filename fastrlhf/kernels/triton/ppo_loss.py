@@ -12,7 +12,7 @@ from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
 from fastrlhf.kernels.triton.expm1 import expm1_and_rest
 
 CONFIGS = [
-    {"BLOCK": 256, "num_warps": 4},
+    {"BLOCK": 256, "num_warps": 1},
     {"BLOCK": 1024, "num_warps": 4},
 ]
 
@@ -101,9 +101,10 @@ def put(target, at, number, inside):
 
 
 @triton.jit
-def take(source, at, kept):
-    """The numbers of the kept lanes in float32, zero in the others."""
-    return tl.load(source + at, mask=kept, other=0.0).to(tl.float32)
+def take(source, at, inside, kept):
+    """The numbers of the kept lanes in float32, zero in the others. All are loaded: a mask that is another for every
+    lane leaves no load of 16 bytes."""
+    return tl.where(kept, tl.load(source + at, mask=inside, other=0.0).to(tl.float32), 0.0)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -141,7 +142,9 @@ def ppo_loss_kernel(
     ref_logprobs and weights may each be None. block_sums: float64 `[programs, STATS]`. EVEN: `tokens` is a multiple of
     16, without which a lane's mask is its own and no load takes 16 bytes."""
     if EVEN:
-        tokens = tl.multiple_of(tokens, 16)
+        tokens = (
+            tokens // 16 * 16
+        )  # so that the compiler sees it; `tl.multiple_of` says nothing of an argument
     program = tl.program_id(0).to(tl.int64)
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < tokens
@@ -150,9 +153,9 @@ def ppo_loss_kernel(
     keep = tl.load(mask + at, mask=inside, other=0) != 0
 
     # policy
-    logprob = take(logprobs, at, keep)
-    advantage = take(advantages, at, keep)
-    log_ratio = logprob - take(old_logprobs, at, keep)
+    logprob = take(logprobs, at, inside, keep)
+    advantage = take(advantages, at, inside, keep)
+    log_ratio = logprob - take(old_logprobs, at, inside, keep)
     within = tl.abs(log_ratio) <= log_ratio_clamp
     log_ratio = minimum(maximum(log_ratio, -log_ratio_clamp), log_ratio_clamp)
     ratio = tl.exp(log_ratio)
@@ -165,7 +168,7 @@ def ppo_loss_kernel(
     loss = minimum(loss, bound)
     gradient = unclipped / denominator
     if weights is not None:
-        weight = take(weights, at, keep)
+        weight = take(weights, at, inside, keep)
         loss *= weight
         gradient *= weight
     gradient = tl.where(is_clipped | is_bounded | (within == 0), 0.0, gradient)
@@ -178,7 +181,7 @@ def ppo_loss_kernel(
     # KL to the reference
     kl = tl.zeros((BLOCK,), tl.float32)
     if ref_logprobs is not None:
-        difference = take(ref_logprobs, at, keep) - logprob
+        difference = take(ref_logprobs, at, inside, keep) - logprob
         if KL_ESTIMATOR == 1:
             kl, slope = -difference, tl.full((BLOCK,), 1.0, tl.float32)
         elif KL_ESTIMATOR == 2:
@@ -196,8 +199,8 @@ def ppo_loss_kernel(
     value_loss = tl.zeros((BLOCK,), tl.float32)
     value_is_clipped = value_loss
     if values is not None:
-        value, old_value = take(values, at, keep_value), take(old_values, at, keep_value)
-        target = take(returns, at, keep_value)
+        value, old_value = take(values, at, inside, keep_value), take(old_values, at, inside, keep_value)
+        target = take(returns, at, inside, keep_value)
         clipped_value = minimum(maximum(value, old_value - cliprange_value), old_value + cliprange_value)
         square = (value - target) * (value - target)
         clipped_square = (clipped_value - target) * (clipped_value - target)
@@ -214,7 +217,7 @@ def ppo_loss_kernel(
     # entropy
     bonus = tl.zeros((BLOCK,), tl.float32)
     if entropy is not None:
-        bonus = take(entropy, at, keep)
+        bonus = take(entropy, at, inside, keep)
         put(grad_entropy, at, tl.where(keep, -entropy_coef / denominator, 0.0), inside)
     add_up(sums, ENTROPY, bonus, keep)
 
