@@ -126,6 +126,21 @@ FASTRLHF_INLINE Expm1<f8> expm1_and_rest(f8 x) {
   return {unscaled ? e.r + e.rest : expm1, unscaled ? e.rest : expm1 - x};
 }
 
+// e^x for x of at most zero, within 2 ulp; zero below -87.3, where e^x has not all its digits. Half the work of
+// `exponential`: a shorter series (a fit of (e^r - 1 - r) / r², off by 3e-9 of e^r) and one power of two.
+FASTRLHF_INLINE f8 exponential_below_zero(f8 x) {
+  const f8 magic = f8{} + 12582912.0f;  // see `reduce`
+  const f8 shifted = x * 1.44269504f + magic;
+  const f8 rounded = shifted - magic;
+  const f8 r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+  f8 q = r * 1.38144672e-3f + 8.36878048e-3f;
+  q = q * r + 4.16683942e-2f;
+  q = q * r + 1.66665201e-1f;
+  q = q * r + 4.99999934e-1f;
+  const f8 power = (f8)(((i8)shifted << 23) + 0x3f800000);
+  return x < -87.3f ? f8{} : (1.0f + (r + r * r * q)) * power;
+}
+
 // 1 / (1 + e^-x) and its derivative, within 4 ulp whatever x: 1 - value, when value is nearly one, has no
 // digits.
 struct Sigmoid {
@@ -133,7 +148,7 @@ struct Sigmoid {
 };
 
 FASTRLHF_INLINE Sigmoid sigmoid_at(f8 x) {
-  const f8 e = exponential(-absolute(x)), above = 1.0f / (1.0f + e);
+  const f8 e = exponential_below_zero(-absolute(x)), above = 1.0f / (1.0f + e);
   return {x < 0.0f ? e * above : above, e * above * above};
 }
 
@@ -144,7 +159,7 @@ struct Normal {
 
 FASTRLHF_INLINE Normal normal_at(f8 x) {
   const f8 t = absolute(x), square = x * x;
-  const f8 density = exponential(-0.5f * square) * 0.398942280f;
+  const f8 density = exponential_below_zero(-0.5f * square) * 0.398942280f;
   // Below one a fit of (distribution - 1/2) / x in x², off by 7e-10 relatively.
   f8 near = square * -7.65420858e-6f + 1.13486373e-4f;
   near = near * square - 1.18632994e-3f;
