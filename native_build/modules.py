@@ -32,6 +32,11 @@ CPU_SOURCES = (
     "cpu/linear_logprob_backward.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/quantize.cpp",
+    "cpu/glu.cpp",
+    "cpu/norm.cpp",
+    "cpu/norm_backward.cpp",
+    "cpu/ppo_loss.cpp",
+    "cpu/rope.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

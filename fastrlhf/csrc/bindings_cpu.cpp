@@ -8,6 +8,10 @@
 #include "cpu/linear_binding.h"
 #include "cpu/quantize_binding.h"
 #include "cpu/linear_logprob_binding.h"
+#include "cpu/glu_binding.h"
+#include "cpu/kernels.h"
+#include "cpu/norm_binding.h"
+#include "cpu/rope_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -63,6 +67,9 @@ PYBIND11_MODULE(_cpu, module) {
   bind_linear(module);
   bind_quantize(module);
   bind_linear_logprob(module);
+  bind_glu(module);
+  bind_norm(module);
+  bind_rope(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {

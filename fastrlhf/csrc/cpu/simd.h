@@ -41,6 +41,39 @@ FASTRLHF_INLINE i8 load_mask(const bool* from, int count) {
   return __builtin_convertvector(bytes, i8) != 0;
 }
 
+// x in the first `count` lanes, zero after them.
+FASTRLHF_INLINE f8 first(f8 x, int count) {
+  const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return lane < count ? x : f8{};
+}
+
+// The sum of eight lanes, always in this order.
+FASTRLHF_INLINE float sum_lanes(f8 x) {
+  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+// The sum of term(at, count), eight terms each (zero after the first `count`), over `length` positions. Four
+// sums run side by side: one chain of additions would wait for itself.
+template <class Term>
+FASTRLHF_INLINE float sum_of(int64_t length, Term term) {
+  f8 sums[4]{};
+  int64_t at = 0;
+  for (; at + 4 * LANES <= length; at += 4 * LANES) {
+    for (int i = 0; i < 4; ++i) sums[i] += term(at + i * LANES, LANES);
+  }
+  for (; at + LANES <= length; at += LANES) sums[0] += term(at, LANES);
+  if (at < length) sums[1] += term(at, (int)(length - at));
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// Calls step(at, count) for every eight of `length` positions.
+template <class Step>
+FASTRLHF_INLINE void for_eights(int64_t length, Step step) {
+  int64_t at = 0;
+  for (; at + LANES <= length; at += LANES) step(at, LANES);
+  if (at < length) step(at, (int)(length - at));
+}
+
 FASTRLHF_INLINE f8 absolute(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 
 // 2^n for n in [-126, 127].
@@ -91,6 +124,79 @@ FASTRLHF_INLINE Expm1<f8> expm1_and_rest(f8 x) {
   const f8 expm1 = 2.0f * (scale * (e.r + e.rest) + (scale - 0.5f));
   const i8 unscaled = e.n == 0;
   return {unscaled ? e.r + e.rest : expm1, unscaled ? e.rest : expm1 - x};
+}
+
+// e^x for x of at most zero, within 2 ulp; zero below -87.3, where e^x has not all its digits. Half the work of
+// `exponential`: a shorter series (a fit of (e^r - 1 - r) / r², off by 3e-9 of e^r) and one power of two.
+FASTRLHF_INLINE f8 exponential_below_zero(f8 x) {
+  const f8 magic = f8{} + 12582912.0f;  // see `reduce`
+  const f8 shifted = x * 1.44269504f + magic;
+  const f8 rounded = shifted - magic;
+  const f8 r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+  f8 q = r * 1.38144672e-3f + 8.36878048e-3f;
+  q = q * r + 4.16683942e-2f;
+  q = q * r + 1.66665201e-1f;
+  q = q * r + 4.99999934e-1f;
+  const f8 power = (f8)(((i8)shifted << 23) + 0x3f800000);
+  return x < -87.3f ? f8{} : (1.0f + (r + r * r * q)) * power;
+}
+
+// 1 / (1 + e^-x) and its derivative, within 4 ulp whatever x: 1 - value, when value is nearly one, has no
+// digits.
+struct Sigmoid {
+  f8 value, slope;
+};
+
+FASTRLHF_INLINE Sigmoid sigmoid_at(f8 x) {
+  const f8 e = exponential_below_zero(-absolute(x)), above = 1.0f / (1.0f + e);
+  return {x < 0.0f ? e * above : above, e * above * above};
+}
+
+// The normal distribution function within 1e-7 (relatively within 6e-7 above -4), and its density.
+struct Normal {
+  f8 distribution, density;
+};
+
+FASTRLHF_INLINE Normal normal_at(f8 x) {
+  const f8 t = absolute(x), square = x * x;
+  const f8 density = exponential_below_zero(-0.5f * square) * 0.398942280f;
+  // Below one a fit of (distribution - 1/2) / x in x², off by 7e-10 relatively.
+  f8 near = square * -7.65420858e-6f + 1.13486373e-4f;
+  near = near * square - 1.18632994e-3f;
+  near = near * square + 9.97332341e-3f;
+  near = near * square - 6.64903599e-2f;
+  near = 0.5f + x * (near * square + 3.98942280e-1f);
+  // Beyond it one of Mills' ratio in 1 / (1 + 0.28 t), off by 7e-8 relatively.
+  const f8 z = 1.0f / (1.0f + 0.28f * t);
+  f8 tail = z * -0.148253593f + 0.327334058f;
+  tail = tail * z - 6.97832593e-3f;
+  tail = tail * z + 0.274717340f;
+  tail = tail * z + 0.244823283f;
+  tail = tail * z + 0.281553594f;
+  tail = density * (z * (tail * z + 0.279924146f));
+  const f8 far = x < 0.0f ? tail : 1.0f - tail;
+  return {t < 1.0f ? near : far, density};
+}
+
+#ifdef FASTRLHF_HAS_AVX2_VERSION
+template <auto BODY, class... Args>
+FASTRLHF_AVX2 void run_avx2(Args... args) {
+  BODY(args...);
+}
+#endif
+
+template <auto BODY, class... Args>
+void run_portable(Args... args) {
+  BODY(args...);
+}
+
+// Calls BODY, an inlined function, in the version for this processor.
+template <auto BODY, class... Args>
+inline void on_vectors(Args... args) {
+#ifdef FASTRLHF_HAS_AVX2_VERSION
+  if (use_avx2()) return run_avx2<BODY>(args...);
+#endif
+  run_portable<BODY>(args...);
 }
 
 }  // namespace fastrlhf
