@@ -30,6 +30,7 @@ CPU_SOURCES = (
     "cpu/linear.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/quantize.cpp",
+    "cpu/sample.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

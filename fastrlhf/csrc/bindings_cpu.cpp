@@ -7,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/linear_binding.h"
 #include "cpu/quantize_binding.h"
+#include "cpu/sample_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -48,6 +49,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_decode_attention(module);
   bind_linear(module);
   bind_quantize(module);
+  bind_sample(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {
