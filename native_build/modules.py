@@ -36,6 +36,7 @@ CUDA_SOURCES = (
     "bindings_cuda.cpp",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
+    "cuda/sample.cu",
 )
 
 
