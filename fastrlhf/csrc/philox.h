@@ -18,7 +18,6 @@ struct PhiloxWords {
 FASTRLHF_INLINE PhiloxWords philox(uint32_t c0, const PhiloxStream& stream) {
   uint32_t c1 = stream.counter[0], c2 = stream.counter[1], c3 = stream.counter[2];
   uint32_t k0 = stream.key[0], k1 = stream.key[1];
-#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
     c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
