@@ -37,11 +37,13 @@ CPU_SOURCES = (
     "cpu/norm_backward.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/rope.cpp",
+    "cpu/sample.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
+    "cuda/sample.cu",
 )
 
 

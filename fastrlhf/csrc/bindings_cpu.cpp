@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "cpu/norm_binding.h"
 #include "cpu/rope_binding.h"
+#include "cpu/sample_binding.h"
 #include "ppo_loss_binding.h"
 
 #ifdef _OPENMP
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_glu(module);
   bind_norm(module);
   bind_rope(module);
+  bind_sample(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });
   module.def("force_portable", &force_portable);
   module.def("max_threads", [] {

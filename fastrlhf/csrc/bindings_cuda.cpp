@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include "cuda/kernels.h"
+#include "cuda/sample_binding.h"
 #include "ppo_loss_binding.h"
 
 PYBIND11_MODULE(_cuda, module) {
@@ -24,6 +25,8 @@ PYBIND11_MODULE(_cuda, module) {
                ? launch_ppo_loss(ppo_loss_arrays<__nv_bfloat16>(addresses), scratch, tokens, options, stream)
                : launch_ppo_loss(ppo_loss_arrays<float>(addresses), scratch, tokens, options, stream);
   });
+
+  bind_sample(module);
 
   // This library's copy of the CUDA runtime keeps a current device of its own.
   module.def("set_device", [](int device) { return (int)cudaSetDevice(device); });

@@ -314,3 +314,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   cuda_on_cpu::warp_operation(cuda_on_cpu::WarpOperation::SYNC, mask, 0, 0);
 }
+
+// Fibers take turns, so an ordinary addition is atomic. Not watched: only a plain access may race with it, and what
+// such a race reads depends on the order of the threads.
+template <class T>
+UNSEEN T atomicAdd(T* at, T more) {
+  const T before = *at;
+  *at = before + more;
+  return before;
+}

@@ -9,6 +9,8 @@
 #if defined(__x86_64__)
 #define FASTRLHF_HAS_AVX2_VERSION 1
 #define FASTRLHF_AVX2 __attribute__((target("avx2,fma")))
+// For arithmetic that must round after every operation: without the instruction nothing can be fused.
+#define FASTRLHF_AVX2_WITHOUT_FMA __attribute__((target("avx2")))
 #endif
 
 namespace fastrlhf {
@@ -17,6 +19,9 @@ constexpr int LANES = 8;
 typedef float f8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef double d8 __attribute__((vector_size(64)));
+typedef int64_t l4 __attribute__((vector_size(32)));
+typedef float f4 __attribute__((vector_size(16)));
+typedef double d4 __attribute__((vector_size(32)));
 typedef uint8_t b8 __attribute__((vector_size(8)));
 
 // True where the AVX2 versions run: this processor has AVX2 and FMA, and no test asked for the portable ones.
@@ -73,6 +78,32 @@ FASTRLHF_INLINE void for_eights(int64_t length, Step step) {
   for (; at + LANES <= length; at += LANES) step(at, LANES);
   if (at < length) step(at, (int)(length - at));
 }
+
+// Sums of eight lanes in float64. Two vectors of AVX2's width: GCC keeps a sum of type d8 in memory, not in registers.
+struct LaneSum {
+  d4 low{}, high{};
+
+  FASTRLHF_INLINE void add(f8 x) {
+    f4 halves[2];
+    memcpy(halves, &x, sizeof x);
+    low += __builtin_convertvector(halves[0], d4);
+    high += __builtin_convertvector(halves[1], d4);
+  }
+  FASTRLHF_INLINE double total() const {
+    const d4 sum = low + high;
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+};
+
+// True if any of eight lanes is.
+FASTRLHF_INLINE bool any(i8 mask) {
+  const l4 pairs = (l4)mask;
+  return ((pairs[0] | pairs[1]) | (pairs[2] | pairs[3])) != 0;
+}
+
+FASTRLHF_INLINE i8 to_bits(f8 x) { return (i8)x; }
+FASTRLHF_INLINE f8 from_bits(i8 bits) { return (f8)bits; }
+FASTRLHF_INLINE f8 to_floats(i8 n) { return __builtin_convertvector(n, f8); }
 
 FASTRLHF_INLINE f8 absolute(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 
