@@ -9,7 +9,6 @@
 #include "cpu/quantize_binding.h"
 #include "cpu/linear_logprob_binding.h"
 #include "cpu/glu_binding.h"
-#include "cpu/kernels.h"
 #include "cpu/norm_binding.h"
 #include "cpu/rope_binding.h"
 #include "cpu/sample_binding.h"

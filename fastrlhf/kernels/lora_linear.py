@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.base_weight import BaseWeight, check_base
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
@@ -46,7 +47,7 @@ def lora_linear(
     """
     check_dims("x", x, 2, "[N, in]")
     check_dtype("x", x, FLOATS)
-    rows, width = x.shape
+    width = x.shape[1]
     parts = check_base(weight, width)
     out = parts[0].shape[0]
     check_dims("lora_A", lora_A, 3, "[G, r, in]")
@@ -72,6 +73,41 @@ def lora_linear(
         bias=bias,
     )
     return _lora_linear(x, *parts, lora_A, lora_B, group_offsets, scaling, bias)[0]
+
+
+@dispatch.costs("lora_linear")
+def _cost(x, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling, bias) -> Cost:
+    (rows, width), out, rank = x.shape, weight.shape[0], lora_A.shape[1]
+    given = x, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling, bias
+    written = rows * (out * x.element_size() + rank * lora_A.element_size())
+    return Cost(nbytes(*given), written, 2 * rows * (out * width + rank * (out + width)))
+
+
+@dispatch.costs("lora_linear_backward")
+def _backward_cost(
+    grad,
+    x,
+    hidden,
+    weight,
+    scales,
+    scale_scales,
+    offset,
+    lora_A,
+    lora_B,
+    group_offsets,
+    scaling,
+    needs_x,
+    needs_weight,
+    needs_bias,
+) -> Cost:
+    (rows, width), out, rank = x.shape, weight.shape[0], lora_A.shape[1]
+    given = grad, x, hidden, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling
+    of_bias = out * x.element_size()
+    written = (
+        nbytes(lora_A, lora_B) + nbytes(x) * needs_x + nbytes(weight) * needs_weight + of_bias * needs_bias
+    )
+    products = out * width * (needs_x + needs_weight) + rank * (2 * out + width * (1 + needs_x))
+    return Cost(nbytes(*given), written, 2 * rows * products + rows * out * needs_bias)
 
 
 @operation("lora_linear")
