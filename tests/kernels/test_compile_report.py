@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import gpu_budget
+from native_build.toolchain import Missing, find_nvcc
+from tests.support import gpu_budget, nvcc_report
 from tests.support.gpu_limits import blocks_per_sm
 
 needs_triton = pytest.mark.skipif(
@@ -52,10 +54,10 @@ def test_each_fault_is_found():
     faults = dict.fromkeys(line for line in told.stderr.splitlines() if "not in gpu_budget" not in line)
     everywhere = "sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"
     expected = {
-        "double_kernel | odd: is bound by memory but has no 16-byte loads": everywhere,
-        "product_kernel | too much shared memory: takes more shared memory than": "sm_86, sm_89, sm_120",
-        "product_kernel | too few warps: spills": everywhere,
-        "product_kernel | too few warps: is bound by products but has no tensor-core instructions": "sm_90",
+        "double_kernel | odd is bound by memory but has no 16-byte loads": everywhere,
+        "product_kernel | too much shared memory takes more shared memory than": "sm_86, sm_89, sm_120",
+        "product_kernel | too few warps spills": everywhere,
+        "product_kernel | too few warps is bound by products but has no tensor-core instructions": "sm_90",
     }
     for fault, archs in expected.items():
         assert any(line.startswith(fault) and line.endswith(f": {archs}") for line in faults), (
@@ -66,6 +68,43 @@ def test_each_fault_is_found():
         told.stderr
     )
     assert told.returncode == 1
+
+
+def nvcc_missing() -> str | None:
+    try:
+        find_nvcc(os.environ)
+    except Missing as missing:
+        return str(missing)
+    return None if shutil.which("c++filt") else "no c++filt on PATH"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvcc_missing() is not None, reason=str(nvcc_missing()))
+def test_every_cuda_kernel_is_within_its_budget():
+    rows, version = nvcc_report.rows(), find_nvcc(os.environ).version
+    assert rows, "ptxas was not understood"
+    assert gpu_budget.check(rows, gpu_budget.read(), "nvcc", version) == []
+
+
+PTXAS = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN8fastrlhf10gae_kernelIfEEvPKT_' for 'sm_80'
+ptxas info    : Function properties for _ZN8fastrlhf10gae_kernelIfEEvPKT_
+    16 bytes stack frame, 24 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 38 registers, used 0 barriers, 192 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compiling entry function '_ZN8fastrlhf10gae_finishEPKdPdl' for 'sm_90'
+ptxas info    : Function properties for _ZN8fastrlhf10gae_finishEPKdPdl
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="no c++filt on PATH")
+def test_what_ptxas_says():
+    assert nvcc_report.parsed(PTXAS) == [
+        ("gae_kernel<float>", 80, {"registers": 38, "spills": 32, "shared": 192}),
+        ("gae_finish", 90, {"registers": 32, "spills": 0, "shared": 0}),
+    ]
 
 
 def row(**changes):
@@ -87,19 +126,19 @@ def row(**changes):
     [
         ({"shared": [102_000, 102_000]}, "takes more shared memory than a block may have: sm_86"),
         ({"blocks_per_sm": [2, 0]}, "does not fit on a multiprocessor: sm_90"),
-        ({"spills": [0, 8]}, "spills, for no reason given: sm_90"),
+        ({"spills": [0, 8]}, "spills: sm_90"),
         (
             {"matrix": ["mma", "mma"]},
-            r"no tensor-core instructions \(wgmma on sm_90\), for no reason given: sm_90",
+            r"no tensor-core instructions \(wgmma on sm_90\): sm_90",
         ),
         ({"matrix": ["", "wgmma"]}, "no tensor-core instructions .*: sm_86"),
-        ({"bound": "memory", "wide_loads": [0, 4]}, "no 16-byte loads, for no reason given: sm_86"),
+        ({"bound": "memory", "wide_loads": [0, 4]}, "no 16-byte loads: sm_86"),
     ],
 )
 def test_faults(changes, fault):
     assert gpu_budget.faults("k | s", row(), {}) == []
     (found,) = gpu_budget.faults("k | s", row(**changes), {"k | other": "why", "another k": "why"})
-    assert re.match(rf"k \| s: .*{fault}$", found), found
+    assert re.match(rf"k \| s .*{fault}$", found), found
     fits = "shared" not in changes and "blocks_per_sm" not in changes
     for excused in ("k", "k | s"):
         assert (gpu_budget.faults("k | s", row(**changes), {excused: "why"}) == []) == fits
@@ -121,6 +160,9 @@ def test_regressions(changes, worse):
     assert gpu_budget.regressions("k", row(**changes), row()) == [f"k: {worse}"]
     other = {name: [0, *value] for name, value in row().items() if name not in ("bound", "archs")}
     assert gpu_budget.regressions("k", row(**changes), row(archs=[80, 86, 90], **other)) == [f"k: {worse}"]
+    assert gpu_budget.check(
+        {"k": row(**changes)}, {"compilers": {"nvcc": "1"}, "reasons": {"k": ""}, "k": row()}, "nvcc", "1"
+    )
 
 
 def test_better_is_no_regression():

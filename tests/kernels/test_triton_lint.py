@@ -26,11 +26,10 @@ def test_the_package_keeps_the_rule(rule):
     assert not found, "\n".join(found)
 
 
-def test_every_module_with_configurations_chooses_from_them():
+def test_every_module_with_a_choice_chooses_from_its_table():
     for module in modules():
-        if hasattr(module, "CONFIGS"):
-            assert callable(module.choose_config), module.__name__
-            assert all(isinstance(config, dict) for config in module.CONFIGS), module.__name__
+        if isinstance(getattr(module, "CONFIGS", None), list) or hasattr(module, "choose_config"):
+            assert callable(module.choose_config) and module.CONFIGS, module.__name__
 
 
 KERNEL = """
@@ -69,9 +68,8 @@ BROKEN = {
         "x = tl.load(source + stride * tl.program_id(1) + at)",
         "rows = row * BLOCK + at\n        x = tl.load(source + rows[:, None] * stride)",
         "other = tl.minimum(row, 3)\n        offset = other * stride",
+        "first, other = 0, row % 2\n        offset = other * stride",
         "row += 1\n        offset = (row // 2) * stride",
-        "x = tl.load(source + row * BLOCK + at)",
-        "rows = row * BLOCK + at\n        tl.store(target + rows, 1.0)",
     ],
     "launch_elsewhere": ["scale_kernel[(1,)](source)", "s = torch.cuda.current_stream()"],
     "address_of_a_temporary": [
@@ -93,8 +91,9 @@ RIGHT = {
         "row = row.to(tl.int64)\n        x = tl.load(source + row * stride + at)",
         "rows = (row * BLOCK + at).to(tl.int64)\n        x = tl.load(source + rows * stride)",
         "x = tl.load(source + row)",
+        "start = tl.load(source)\n        rows = start + row * BLOCK + at\n        offset = rows * stride",
         "row = tl.load(source + row)\n        offset = row * stride",
-        "valid = row * BLOCK + at < columns",
+        "x = tl.load(source + row * BLOCK + at, mask=row * BLOCK + at < columns, other=0.0)",
     ],
     "launch_elsewhere": ["launch_triton(scale_kernel, (1,), device, source)", "x = table[0]"],
     "address_of_a_temporary": ["x = source.data_ptr()", "x = [t.data_ptr() for t in (source, target)]"],
@@ -127,3 +126,8 @@ def test_a_count_that_varies_is_not_specialised_on(decorator, parameter, found):
         len(faults("specialised_count", kernel + "launch_triton(scale_kernel, (1,), device, x, 3)")) == found
     )
     assert faults("specialised_count", kernel) == [], "a helper that is not launched"
+
+
+def test_a_pointer_is_no_count():
+    kernel = "@triton.jit\ndef sample_kernel(tokens):\n    tl.store(tokens + at, 1)\n"
+    assert faults("specialised_count", kernel + "launch_triton(sample_kernel, (1,), device, x)") == []

@@ -152,21 +152,6 @@ def _bound(ttir: str) -> str:
     return "memory" if not operands else "float32" if operands == {"f32"} else "matrix"
 
 
-def check(rows: dict[str, dict[str, Any]], budget: dict[str, Any], version: str) -> list[str]:
-    """Every fault of `rows`, and, where the budget is of the same compiler, every regression and every name unknown."""
-    found = []
-    for name, row in rows.items():
-        allowed = budget.get(name, {})
-        found += gpu_budget.faults(name, row, budget["reasons"])
-        if budget["compilers"].get("triton") == version:
-            found += (
-                gpu_budget.regressions(name, row, allowed)
-                if allowed
-                else [f"{name}: not in {gpu_budget.BUDGET.name}"]
-            )
-    return found
-
-
 def _written(rows: dict[str, dict[str, Any]], budget: dict[str, Any]) -> dict[str, Any]:
     """The budget with the Triton kernels' tables replaced by `rows`."""
     others = {name: table for name, table in budget.items() if "|" not in name}
@@ -200,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         budget = _written(rows, budget)
         gpu_budget.write(budget)
     print(*_lines(rows), sep="\n")
-    found = check(rows, budget, triton.__version__)
+    found = gpu_budget.check(rows, budget, "triton", triton.__version__)
     print(*found, sep="\n", file=sys.stderr)
     return bool(found)
 

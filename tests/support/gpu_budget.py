@@ -25,7 +25,8 @@ PROPERTIES = (*COSTS, *GAINS, "matrix")
 HEADER = """\
 # What the compilers make of each GPU kernel: registers of a thread, bytes that it spills, bytes of shared memory of a
 # block, the blocks that then fit on a multiprocessor, 16-byte loads in the code, and the instructions that multiply
-# matrices. Rewritten by `python -m tests.support.compile_report --write`, which keeps the reasons.
+# matrices. Rewritten by `python -m tests.support.compile_report --write` (Triton) and `python -m
+# tests.support.nvcc_report --write` (CUDA C++), which keep the reasons.
 """
 
 
@@ -48,46 +49,55 @@ def write(budget: dict[str, Any]) -> None:
     BUDGET.write_text("\n".join(lines) + "\n")
 
 
+def check(rows: dict[str, dict[str, Any]], budget: dict[str, Any], compiler: str, version: str) -> list[str]:
+    """Every fault of `rows`, and, where the budget is of the same compiler, every regression and every unknown name."""
+    found = []
+    for name, row in rows.items():
+        found += faults(name, row, budget["reasons"])
+        if budget["compilers"].get(compiler) == version:
+            found += (
+                regressions(name, row, budget[name]) if name in budget else [f"{name}: not in {BUDGET.name}"]
+            )
+    return found
+
+
 def faults(name: str, row: dict[str, Any], reasons: dict[str, str]) -> list[str]:
     """What is wrong with a kernel whatever its budget: it does not fit, or needs a reason and has none."""
-    on = list(zip(row["archs"], *(row[key] for key in PROPERTIES), strict=True))
-    wrong = {
-        "takes more shared memory than a block may have": [
-            arch for arch, _, _, shared, *_ in on if shared > CARDS[arch].shared_per_block
-        ],
-        "does not fit on a multiprocessor": [arch for arch, *_, blocks, _, _ in on if not blocks],
-    }
-    if not any(f"{name} |".startswith(f"{excused} |") for excused in reasons):
-        wrong |= {
-            "spills, for no reason given": [arch for arch, _, spills, *_ in on if spills],
-            "is bound by memory but has no 16-byte loads, for no reason given": [
-                arch for arch, *_, wide, _ in on if row["bound"] == "memory" and not wide
-            ],
-            "is bound by products but has no tensor-core instructions (wgmma on sm_90), for no reason given": [
-                arch
-                for arch, *_, matrix in on
-                if row["bound"] == "matrix" and (matrix != "wgmma" if arch == 90 else not matrix)
-            ],
+    found: dict[str, list[int]] = {}
+    excused = any(f"{name} |".startswith(f"{beginning} |") for beginning in reasons)
+    for arch, now in _by_arch(row).items():
+        wrong = {
+            "takes more shared memory than a block may have": now["shared"] > CARDS[arch].shared_per_block,
+            "does not fit on a multiprocessor": now.get("blocks_per_sm") == 0,
         }
-    return [
-        f"{name}: {fault}: {', '.join(f'sm_{arch}' for arch in archs)}"
-        for fault, archs in wrong.items()
-        if archs
-    ]
+        if not excused:
+            bound, matrix = row.get("bound"), now.get("matrix")
+            wrong |= {
+                "spills": now["spills"] > 0,
+                "is bound by memory but has no 16-byte loads": bound == "memory" and not now["wide_loads"],
+                "is bound by products but has no tensor-core instructions (wgmma on sm_90)": bound == "matrix"
+                and (matrix != "wgmma" if arch == 90 else not matrix),
+            }
+        for fault in (text for text, is_so in wrong.items() if is_so):
+            found.setdefault(fault, []).append(arch)
+    return [f"{name} {fault}: {', '.join(f'sm_{arch}' for arch in archs)}" for fault, archs in found.items()]
 
 
 def regressions(name: str, row: dict[str, Any], allowed: dict[str, Any]) -> list[str]:
     """Where a kernel is worse than its budget, on the architectures that both have."""
-    found = []
-    for at, arch in enumerate(row["archs"]):
-        if arch not in allowed["archs"]:
-            continue
-        of_budget = allowed["archs"].index(arch)
-        for key in PROPERTIES:
-            now, before = row[key][at], allowed[key][of_budget]
-            if now > before if key in COSTS else now < before if key in GAINS else now != before:
-                found.append(f"{name}: {key} on sm_{arch} is {now!r}, the budget has {before!r}")
+    found, before = [], _by_arch(allowed)
+    for arch, now in _by_arch(row).items():
+        for key, value in now.items() if arch in before else ():
+            was = before[arch][key]
+            if value > was if key in COSTS else value < was if key in GAINS else value != was:
+                found.append(f"{name}: {key} on sm_{arch} is {value!r}, the budget has {was!r}")
     return found
+
+
+def _by_arch(row: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """A kernel's properties (of a CUDA kernel only those that ptxas tells) for each architecture."""
+    keys = [key for key in PROPERTIES if key in row]
+    return {arch: {key: row[key][at] for key in keys} for at, arch in enumerate(row["archs"])}
 
 
 def _key(key: str) -> str:
@@ -95,6 +105,5 @@ def _key(key: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(
-        value, ensure_ascii=False
-    )  # the strings, numbers and lists of the budget read alike in both
+    # the strings, numbers and lists of the budget are written alike in both
+    return json.dumps(value, ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,19 +11,21 @@ from typing import NamedTuple
 # compile the kernel again in the middle of a run.
 VARYING = {
     "batch",
-    "blocks",
     "count",
+    "groups",
     "length",
     "max_seqlen",
     "programs",
     "rows",
     "seqlen",
     "sequences",
+    "splits",
     "tokens",
-    "total",
 }
 _STREAMS = {"current_stream", "Stream", "cuda_stream", "set_stream", "ExternalStream"}
-# Functions whose result is of the size of their arguments.
+# Kinds of numbers: 32 bits computed of a program id, other 32 bits, and what may have 64.
+_ID, _INT32, _UNKNOWN = "id", "int32", "unknown"
+# Functions whose result is of the kind of their arguments.
 _KEEPS_SIZE = {
     "minimum",
     "maximum",
@@ -81,14 +84,9 @@ def beyond_the_interpreter(tree: ast.Module) -> Iterator[Fault]:
 
 
 def narrow_program_id(tree: ast.Module) -> Iterator[Fault]:
-    """A program id is an int32: times a stride, or a block's size, it wraps past 2^31 elements."""
+    """A program id is an int32: times a stride, it or the row that it leads to wraps past 2^31 elements."""
     for function in _kernels_and_helpers(tree):
-        constexprs = {
-            argument.arg
-            for argument in (*function.args.args, *function.args.kwonlyargs)
-            if argument.annotation is not None and "constexpr" in ast.unparse(argument.annotation)
-        }
-        yield from _NarrowIds(constexprs).faults(function)
+        yield from _NarrowIds(function).faults()
 
 
 def launch_elsewhere(tree: ast.Module) -> Iterator[Fault]:
@@ -134,8 +132,9 @@ def specialised_count(tree: ast.Module) -> Iterator[Fault]:
             for constant in ast.walk(keyword.value)
             if isinstance(constant, ast.Constant)
         }
+        pointers = {_base(call.args[0]) for name in ("load", "store") for call in _calls(function, name)}
         for argument in function.args.args:
-            if argument.annotation is None and argument.arg in VARYING - named:
+            if argument.annotation is None and argument.arg in VARYING - named - pointers:
                 yield Fault(
                     function.lineno, f"{function.name}: {argument.arg} varies: put it into do_not_specialize"
                 )
@@ -157,82 +156,59 @@ RULES: dict[str, Rule] = {
 
 
 class _NarrowIds:
-    """Follows program ids through one function, until they are cast to int64."""
+    """Follows program ids through one function, until they are cast to int64 or meet a number that may be one."""
 
-    def __init__(self, constexprs: set[str]) -> None:
-        self.constexprs = constexprs
-        self.ids: set[str] = set()  # names that hold a program id as it came
-        self.products: set[str] = set()  # names that hold one times a block's size
+    def __init__(self, function: ast.FunctionDef) -> None:
+        arguments = (*function.args.args, *function.args.kwonlyargs)
+        self.function = function
+        self.constexprs = {
+            argument.arg
+            for argument in arguments
+            if argument.annotation is not None and "constexpr" in ast.unparse(argument.annotation)
+        }
+        self.kinds = {argument.arg: _INT32 for argument in arguments}
 
-    def faults(self, function: ast.FunctionDef) -> Iterator[Fault]:
-        for node in _in_order(function):
+    def faults(self) -> Iterator[Fault]:
+        for node in _in_order(self.function):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-                for narrow, factor in ((node.left, node.right), (node.right, node.left)):
-                    if self._is_id(narrow) and not self._is_constant(factor):
-                        yield Fault(
-                            node.lineno, f"{ast.unparse(node)}: cast the program id to tl.int64 first"
-                        )
-                        break
-            if isinstance(node, ast.Call) and _called(node) in ("load", "store"):
-                yield from (
-                    Fault(
-                        node.lineno, f"address {ast.unparse(address)}: cast the program id to tl.int64 first"
-                    )
-                    for address in node.args[:1]
-                    if self._is_product(address)
-                )
+                factors = [side for side in (node.left, node.right) if not self._is_constant(side)]
+                if len(factors) == 2 and self._kind(node) == _ID:
+                    yield Fault(node.lineno, f"{ast.unparse(node)}: cast the program id to tl.int64 first")
             if isinstance(node, (ast.Assign, ast.AugAssign)):
-                for name in _names(node):
-                    self._follow(name, node)
+                for name, value in _assigned(node):
+                    kind = self._kind(value)
+                    if isinstance(node, ast.AugAssign):
+                        kind = self._of_both(self.kinds.get(name, _UNKNOWN), kind)
+                    self.kinds[name] = kind
 
-    def _follow(self, name: str, node: ast.Assign | ast.AugAssign) -> None:
-        keeps = isinstance(node, ast.AugAssign)
-        for names, holds in (
-            (self.ids, self._is_id(node.value)),
-            (self.products, self._is_product(node.value)),
-        ):
-            if holds:
-                names.add(name)
-            elif not keeps:
-                names.discard(name)
+    def _kind(self, node: ast.expr) -> str:
+        """Of what width and origin the value of an expression is."""
+        match node:
+            case ast.Constant():
+                return _INT32
+            case ast.Name():
+                return self.kinds.get(node.id, _INT32 if node.id.isupper() else _UNKNOWN)
+            case ast.Subscript():
+                return self._kind(node.value)
+            case ast.BinOp():
+                return self._of_both(self._kind(node.left), self._kind(node.right))
+            case ast.Call() if _called(node) == "program_id":
+                return _ID
+            case ast.Call() if _called(node) in ("arange", "num_programs"):
+                return _INT32
+            case ast.Call() if _called(node) in _KEEPS_SIZE:
+                return functools.reduce(self._of_both, map(self._kind, node.args))
+        return _UNKNOWN
 
-    def _is_id(self, node: ast.expr) -> bool:
-        """Whether the value is computed of a program id that is still an int32."""
-        return any(
-            (isinstance(part, ast.Name) and part.id in self.ids)
-            or (isinstance(part, ast.Call) and _called(part) == "program_id")
-            for part in _same_size(node)
-        )
-
-    def _is_product(self, node: ast.expr) -> bool:
-        return any(
-            (isinstance(part, ast.Name) and part.id in self.products)
-            or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mult) and self._is_id(part))
-            for part in _same_size(node)
-        )
+    @staticmethod
+    def _of_both(one: str, other: str) -> str:
+        kinds = {one, other}
+        return _UNKNOWN if _UNKNOWN in kinds else _ID if _ID in kinds else _INT32
 
     def _is_constant(self, node: ast.expr) -> bool:
-        return all(
-            part.id in self.constexprs or part.id.isupper()
-            for part in ast.walk(node)
-            if isinstance(part, ast.Name)
-        )
-
-
-def _same_size(node: ast.expr) -> Iterator[ast.expr]:
-    """The parts of an expression of whose width its value is: not beyond a cast, a load or a comparison."""
-    yield node
-    if isinstance(node, ast.BinOp):
-        yield from _same_size(node.left)
-        yield from _same_size(node.right)
-    elif isinstance(node, ast.Subscript):
-        yield from _same_size(node.value)
-    elif isinstance(node, ast.IfExp):
-        yield from _same_size(node.body)
-        yield from _same_size(node.orelse)
-    elif isinstance(node, ast.Call) and _called(node) in _KEEPS_SIZE:
-        for argument in node.args:
-            yield from _same_size(argument)
+        names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and part.id != "tl"]
+        calls = any(isinstance(part, ast.Call) for part in ast.walk(node))
+        return not calls and all(name in self.constexprs or name.isupper() for name in names)
 
 
 def _in_order(function: ast.FunctionDef) -> Iterator[ast.AST]:
@@ -242,15 +218,27 @@ def _in_order(function: ast.FunctionDef) -> Iterator[ast.AST]:
     yield function
 
 
-def _names(node: ast.Assign | ast.AugAssign) -> Iterator[str]:
+def _assigned(node: ast.Assign | ast.AugAssign) -> Iterator[tuple[str, ast.expr]]:
+    """Each name that a statement assigns to, with the expression whose value it gets."""
     for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-        yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+        parts = target.elts if isinstance(target, ast.Tuple) else [target]
+        values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value] * len(parts)
+        for part, value in zip(parts, values, strict=True):
+            if isinstance(part, ast.Name):
+                yield part.id, value
 
 
 def _kernels_and_helpers(tree: ast.Module) -> Iterator[ast.FunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list):
             yield node
+
+
+def _base(address: ast.expr) -> str:
+    """The name that an address begins with."""
+    while isinstance(address, ast.BinOp):
+        address = address.left
+    return getattr(address, "id", "")
 
 
 def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
