@@ -72,6 +72,11 @@ def test_as_good_as_plain_on_ragged_shapes(device, dtype, shape, activation):
 
 
 @activations
+def test_every_config(triton_config, activation):
+    assert_right(activation, *halves((2, 1100)), triton_config)
+
+
+@activations
 def test_halves_of_a_fused_projection_and_other_strides(device, activation):
     fused = halves((9, 140))[0]
     assert_right(activation, *fused.chunk(2, dim=-1), device)

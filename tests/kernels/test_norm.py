@@ -128,6 +128,12 @@ def test_rows_of_one_element(device):
     assert_right("Llama", rows("Llama", (3, 1)), device, eps=0.5)
 
 
+@pytest.mark.parametrize("kind", ["Llama, residual", "layer, residual"])
+def test_every_config(triton_config, kind):
+    assert_right(kind, rows(kind, (5, 40)), triton_config)
+    assert_right(kind, rows(kind, (3, 1030)), triton_config)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["Llama", "Llama, residual", "Gemma, residual"])
 def test_low_precision_rounds_where_transformers_does(device, dtype, kind):
