@@ -20,6 +20,7 @@ ROW = Row("gae", "(64, 512)", "cuda", 1.0, 2.0, 3.0, 4.0, 3.5, 4.5, 15, "cuda", 
 GREEN = {"passed": 7, "skipped": 1, "failed": []}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_and_counts_what_one_would_run(capsys):
     assert gpu_check.main([]) == 0
@@ -40,6 +41,7 @@ def test_without_a_gpu_it_fails_if_there_would_be_nothing_to_run(capsys, monkeyp
         assert "the cases of the GPU are not found any more" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_collected_is_an_error_and_nothing_is_nothing(tmp_path):
     (tmp_path / "test_nothing.py").write_text("")
     assert gpu_check.collect([str(tmp_path)]) == 0

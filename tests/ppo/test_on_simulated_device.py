@@ -94,7 +94,8 @@ def test_it_learns_what_the_cpu_learns_and_waits_only_where_it_says(tmp_path, mo
     with simulated.registered() as device:
         sim = run(tmp_path / "sim", monkeypatch, device, **options())
         assert {parameter.device.type for parameter in sim.model.parameters()} == {"sim"}
-        assert device.launches.keys() >= OURS
+        # a frozen head's forward leaves its backward nothing to compute
+        assert device.launches.keys() >= OURS - ({"linear_logprob_backward"} if case == "lora" else set())
         assert sim.waited <= MEANT | ({"how many tokens a micro-batch has"} if case == "packed" else set())
         assert sim.waited >= {"how many tokens the responses have", "whether the update is finite"}
     assert len(metrics(cpu)) == len(metrics(sim)) > 1
