@@ -8,6 +8,7 @@ from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
+from fastrlhf.kernels.lora_linear import lora_linear
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
@@ -36,6 +37,7 @@ __all__ = [
     "left_padding",
     "linear",
     "linear_logprob",
+    "lora_linear",
     "masked_mean",
     "masked_moments",
     "ppo_loss",

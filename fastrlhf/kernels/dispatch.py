@@ -34,6 +34,8 @@ OPERATIONS = (
     "linear_backward",
     "linear_logprob",
     "linear_logprob_backward",
+    "lora_linear",
+    "lora_linear_backward",
     "norm",
     "norm_backward",
     "ppo_loss",

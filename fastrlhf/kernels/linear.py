@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.base_weight import BaseWeight, check_base
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
@@ -42,6 +43,23 @@ def linear(x: torch.Tensor, weight: BaseWeight, bias: torch.Tensor | None = None
     check_same_device(x=x, weight=parts[0], bias=bias)
     y = _linear(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), *parts, bias)
     return y.view(*x.shape[:-1], y.shape[1])
+
+
+@dispatch.costs("linear")
+def _cost(x, weight, scales, scale_scales, offset, bias) -> Cost:
+    (rows, width), out = x.shape, weight.shape[0]
+    read = nbytes(x, weight, scales, scale_scales, offset, bias)
+    return Cost(read, rows * out * x.element_size(), 2 * rows * out * width)
+
+
+@dispatch.costs("linear_backward")
+def _backward_cost(grad, x, weight, scales, scale_scales, offset, needs_x, needs_weight, needs_bias) -> Cost:
+    (rows, out), width = grad.shape, x.shape[1]
+    written = grad.element_size() * (needs_x * rows * width + needs_bias * out) + needs_weight * nbytes(
+        weight
+    )
+    flops = 2 * rows * out * width * (needs_x + needs_weight) + needs_bias * rows * out
+    return Cost(nbytes(grad, x, weight, scales, scale_scales, offset), written, flops)
 
 
 @operation("linear")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
@@ -132,11 +130,10 @@ def test_an_update_by_an_optimizer_is_seen(always):
 def test_a_new_weight_at_an_old_address_is_not_taken_for_it(always):
     always("onednn")
     x = torch.randn(40, 64)
-    for _ in range(20):
+    for _ in range(5):
         weight = torch.randn(96, 64)
         torch.testing.assert_close(forward(x, weight), x @ weight.T)
         del weight
-        gc.collect()
     forward(x, torch.randn(96, 64))
     assert len(packed._kept) <= 2, "weights that are gone leave nothing behind"
 
