@@ -47,23 +47,19 @@ def linear(x: torch.Tensor, weight: BaseWeight, bias: torch.Tensor | None = None
 
 @dispatch.costs("linear")
 def _cost(x, weight, scales, scale_scales, offset, bias) -> Cost:
-    rows, out = x.shape[0], weight.shape[0]
-    return Cost(
-        nbytes(x, weight, scales, scale_scales, offset, bias),
-        rows * out * x.element_size(),
-        2 * rows * out * x.shape[1],
-    )
+    (rows, width), out = x.shape, weight.shape[0]
+    read = nbytes(x, weight, scales, scale_scales, offset, bias)
+    return Cost(read, rows * out * x.element_size(), 2 * rows * out * width)
 
 
 @dispatch.costs("linear_backward")
 def _backward_cost(grad, x, weight, scales, scale_scales, offset, needs_x, needs_weight, needs_bias) -> Cost:
     (rows, out), width = grad.shape, x.shape[1]
-    numbers = rows * width * needs_x + out * needs_bias
-    written = numbers * grad.element_size() + nbytes(weight) * needs_weight
-    products = 2 * rows * out * width * (needs_x + needs_weight)
-    return Cost(
-        nbytes(grad, x, weight, scales, scale_scales, offset), written, products + rows * out * needs_bias
+    written = grad.element_size() * (needs_x * rows * width + needs_bias * out) + needs_weight * nbytes(
+        weight
     )
+    flops = 2 * rows * out * width * (needs_x + needs_weight) + needs_bias * rows * out
+    return Cost(nbytes(grad, x, weight, scales, scale_scales, offset), written, flops)
 
 
 @operation("linear")

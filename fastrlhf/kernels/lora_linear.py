@@ -78,9 +78,10 @@ def lora_linear(
 @dispatch.costs("lora_linear")
 def _cost(x, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling, bias) -> Cost:
     (rows, width), out, rank = x.shape, weight.shape[0], lora_A.shape[1]
-    given = x, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling, bias
+    base = weight, scales, scale_scales, offset
+    read = nbytes(x, *base, lora_A, lora_B, group_offsets, scaling, bias)
     written = rows * (out * x.element_size() + rank * lora_A.element_size())
-    return Cost(nbytes(*given), written, 2 * rows * (out * width + rank * (out + width)))
+    return Cost(read, written, 2 * rows * (out * width + rank * (out + width)))
 
 
 @dispatch.costs("lora_linear_backward")
@@ -101,13 +102,12 @@ def _backward_cost(
     needs_bias,
 ) -> Cost:
     (rows, width), out, rank = x.shape, weight.shape[0], lora_A.shape[1]
-    given = grad, x, hidden, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling
-    of_bias = out * x.element_size()
-    written = (
-        nbytes(lora_A, lora_B) + nbytes(x) * needs_x + nbytes(weight) * needs_weight + of_bias * needs_bias
-    )
-    products = out * width * (needs_x + needs_weight) + rank * (2 * out + width * (1 + needs_x))
-    return Cost(nbytes(*given), written, 2 * rows * products + rows * out * needs_bias)
+    base = weight, scales, scale_scales, offset
+    read = nbytes(grad, x, hidden, *base, lora_A, lora_B, group_offsets, scaling)
+    written = nbytes(lora_A, lora_B) + needs_x * nbytes(x) + needs_weight * nbytes(weight)
+    low_rank = rank * (2 * out + width * (1 + needs_x))
+    flops = 2 * rows * (out * width * (needs_x + needs_weight) + low_rank) + needs_bias * rows * out
+    return Cost(read, written + needs_bias * out * grad.element_size(), flops)
 
 
 @operation("lora_linear")

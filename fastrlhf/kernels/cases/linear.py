@@ -6,15 +6,18 @@ from fastrlhf.kernels.cases import normal
 from fastrlhf.kernels.quantize import quantize
 
 
+def bases(out, width, dtype):
+    """A weight in every kind: float32, the dtype of x, int8 and NF4; each as the four parts that operations take."""
+    weight = normal(out, width, seed=1, scale=width**-0.5)
+    kinds = {"the dtype of x": (weight.to(dtype), None, None, None)}
+    return kinds | {format: quantize(weight, format)[:4] for format in ("int8", "nf4")}
+
+
 def cases(dtype):
-    """A few rows and more than a thin kernel takes; a float weight, with a bias or not, and quantised ones."""
-    weight, bias = normal(35, 67, seed=1), normal(35, seed=2).to(dtype)
-    floats = (weight.to(dtype), None, None, None)
-    few, many = normal(3, 67, seed=3).to(dtype), normal(40, 67, seed=4).to(dtype)
+    """A few rows, and more than the thin kernels take; sizes that no tile divides."""
+    bias = normal(37, seed=2).to(dtype)
     return {
-        "few rows": (few, *floats, bias),
-        "many rows": (many, *floats, None),
-        "int8": (few, *quantize(weight, "int8")[:4], bias),
-        "nf4": (many, *quantize(weight, "nf4")[:4], None),
-        "no row": (few[:0], *floats, bias),
+        f"{rows} rows, {kind}": (normal(rows, 70).to(dtype), *base, bias if rows == 5 else None)
+        for kind, base in bases(37, 70, dtype).items()
+        for rows in (5, 40)
     }

@@ -1,15 +1,16 @@
-"""Cases of the backward of `linear`."""
+"""Cases of `linear_backward`."""
 
 from __future__ import annotations
 
-from fastrlhf.kernels.cases import linear, normal
+from fastrlhf.kernels.cases import normal
+from fastrlhf.kernels.cases.linear import bases
 
 
 def cases(dtype):
-    """Those of the forward: all gradients, or that of a frozen weight's input."""
-    made = {}
-    for name, (x, weight, *scales, bias) in linear.cases(dtype).items():
-        grad = normal(x.shape[0], weight.shape[0], seed=5).to(dtype)
-        trainable = scales[0] is None
-        made[name] = (grad, x if trainable else x[:0], weight, *scales, True, trainable, bias is not None)
-    return made
+    """A base of each kind; a quantised one has no gradient, and x has no rows then."""
+    grad, x = normal(40, 37, seed=3).to(dtype), normal(40, 70).to(dtype)
+    named = {}
+    for kind, base in bases(37, 70, dtype).items():
+        trained = base[1] is None
+        named[kind] = grad, x if trained else x[:0], *base, True, trained, True
+    return named

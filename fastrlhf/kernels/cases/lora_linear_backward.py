@@ -1,17 +1,21 @@
-"""Cases of the backward of `lora_linear`."""
+"""Cases of `lora_linear_backward`."""
 
 from __future__ import annotations
 
-from fastrlhf.kernels.cases import lora_linear, normal
-from fastrlhf.kernels.reference.lora_linear import lora_linear as forward
+import torch
+
+from fastrlhf.kernels.cases import normal
+from fastrlhf.kernels.cases.linear import bases
+from fastrlhf.kernels.cases.lora_linear import adapters
 
 
 def cases(dtype):
-    """Those of the forward, with its reference's results: all gradients, or all but a frozen weight's."""
-    made = {}
-    for name, args in lora_linear.cases(dtype).items():
-        x, *inputs, bias = args
-        output, hidden = forward(*args)
-        grad = normal(*output.shape, seed=8).to(dtype)
-        made[name] = (grad, x, hidden, *inputs, True, inputs[1] is None, bias is not None)
-    return made
+    """A base of each kind; a quantised one has no gradient."""
+    grad, x = normal(40, 37, seed=3).to(dtype), normal(40, 70).to(dtype)
+    hidden = normal(40, 5, seed=6).to(dtype)
+    inside = (torch.arange(40) >= 2) & (torch.arange(40) < 37)
+    hidden = torch.where(inside[:, None], hidden, 0)
+    return {
+        kind: (grad, x, hidden, *base, *adapters(dtype), True, base[1] is None, True)
+        for kind, base in bases(37, 70, dtype).items()
+    }
