@@ -80,28 +80,42 @@ def assert_attention_right(case, device, **options) -> None:
     actual = with_gradients(kernels.attention, case, device, **options)
     same = with_gradients(plain, case, **options)
     exact = with_gradients(plain, case, dtype=torch.float64, **options)
-    noise = _cancellation_noise(case, exact[0], options.get("scale"))
+    noise = dict.fromkeys(("query", "key"), cancellation_noise(case, exact, options.get("scale")))
+    noise["value"] = lse_noise(case, exact)
     for name, *tensors in zip(("output", "lse", *LEAVES), actual, same, exact, strict=True):
-        if name in ("query", "key"):
-            tensors[0] = _forgiving(*tensors[::2], noise)
+        if name in noise:
+            tensors[0] = _forgiving(tensors[0], tensors[2], noise[name]).to(tensors[0].dtype)
         assert_as_good_as(*tensors, name=name)
 
 
-def _cancellation_noise(case, output, scale) -> float:
-    """The unit of rounding of a term of the gradients of query and key, `scale (g_i . v_j) k_j`: the terms may cancel
-    altogether (a query that sees one position has gradient zero), and then what is left is that of a few."""
+def cancellation_noise(case, exact, scale) -> float:
+    """The rounding of a term of the gradients of query and key, `scale (g_i . v_j) k_j`: the terms may cancel, as those
+    of a query that sees one position do, and then that is what is left."""
     query, key, value = (case[name].double() for name in LEAVES)
-    if not output.numel():
+    if not query.numel():
         return 0.0
     value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    dots = torch.einsum("ihd,jhd->hij", objective_weights(output).abs(), value.abs())
-    eps = torch.finfo(torch.promote_types(case["query"].dtype, torch.float32)).eps
+    dots = torch.einsum("ihd,jhd->hij", objective_weights(exact[0]).abs(), value.abs())
     scale = query.shape[2] ** -0.5 if scale is None else abs(scale)
-    return eps * scale * max(x.abs().max().item() for x in (query, key)) * dots.max().item()
+    return _eps(case) * scale * max(x.abs().max().item() for x in (query, key)) * dots.max().item()
+
+
+def lse_noise(case, exact) -> float:
+    """What the rounding of lse, which the contract keeps in float32, makes of the gradient of value: all weights of a
+    row that the backward forms from it carry the relative error of half a unit of lse."""
+    lse, grad_value = exact[1], exact[4]
+    lse = lse[lse.isfinite()]
+    if not lse.numel():
+        return 0.0
+    return _eps(case) / 2 * lse.abs().max().item() * grad_value.abs().max().item()
+
+
+def _eps(case) -> float:
+    return torch.finfo(torch.promote_types(case["query"].dtype, torch.float32)).eps
 
 
 def _forgiving(actual, exact, noise):
-    """`actual`, with the exact value wherever it is no further from it than `noise`."""
-    exact = exact.to(actual.device)
-    near = (actual.double() - exact).abs() <= noise
-    return torch.where(near, exact.to(actual.dtype), actual)
+    """`actual`, moved towards the exact values by `noise` at most."""
+    actual, exact = actual.double(), exact.to(actual.device)
+    error = actual - exact
+    return torch.where(error.abs() <= noise, exact, actual - noise * error.sign())

@@ -24,11 +24,6 @@ OPERATION = "attention"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def spare_row():
-    """How many rows more than there are positions the backend's outputs have in memory."""
-    return 1 if dispatch.forced_backend() == "reference" else 0
-
-
 def test_two_positions_by_hand(device):
     # Position 0 sees itself alone: output v_0, lse s_00 = 2 x 0.5 x 1 = 1. Position 1 has scores
     # s_10 = 0.5 x 2 x 0 = 0 and s_11 = 0.5 x 2 log 3 = log 3, weights 1/4 and 3/4: output v_0 / 4 + 3 v_1 / 4.
@@ -123,10 +118,12 @@ def test_empty(device, lengths):
 @pytest.mark.parametrize("options", [{}, {"softcap": 30.0}, {"window": 5}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_extreme_scores(device, dtype, options):
+    # Whole numbers: the scores, up to 8,192 either way and 64 apart, are exact, and the test is about the softmax.
     case = attention_case((50,), dtype=dtype)
-    case["query"] *= 500
-    largest = (case["query"].double() @ case["key"].double().mT).abs().max()
-    assert 1e4 < largest < 3e4
+    keys = torch.randperm(257, generator=torch.Generator().manual_seed(0))[:50] - 128
+    for name, numbers in (("query", 64 - 128 * (torch.arange(50) % 3 == 0)), ("key", keys)):
+        case[name] = torch.zeros_like(case[name])
+        case[name][..., 0] = numbers[:, None].to(dtype)
     assert_attention_right(case, device, scale=1.0, **options)
 
 
@@ -200,12 +197,12 @@ def test_a_padded_batch_is_a_packed_one(device):
 
 
 def test_a_padded_batch_is_not_copied(device):
+    if dispatch.forced_backend() == "reference":
+        pytest.skip("the reference repeats the heads of keys and values")
     rows = torch.randn(4, 64, 6, 32).to(device)
     query, key, value = rows[:, :, :4], rows[:, :, 4:5], rows[:, :, 5:]
     used = allocations(lambda: kernels.left_padded_attention(query, key, value))
-    assert used.kept == query.numel() * 4 + spare_row() * 4 * 32 * 4
-    if dispatch.forced_backend() != "reference":
-        assert used.peak < query.numel() * 4 * 1.5
+    assert used.peak < 1.2 * query.numel() * 4, "the output, and a few numbers a row"
 
 
 def test_left_padding_counts_the_zeros_in_front():
@@ -262,13 +259,13 @@ def test_memory_grows_with_the_length_not_its_square(device):
         )
 
 
-def test_memory_kept_for_the_backward_is_inputs_and_outputs(device):
-    case = attention_case((64,), heads=2, key_heads=2, width=32)
-    case = moved(case, device)
-    for name in LEAVES:
-        case[name].requires_grad_()
-    used = allocations(lambda: kernels.attention(**case))
-    assert used.kept == (64 + spare_row()) * 2 * (32 + 1) * 4, "output and lse"
+def test_the_backward_keeps_inputs_and_outputs_and_nothing_else(device):
+    case = moved(attention_case((64,), skip=(3,)), device)
+    case["query"].requires_grad_()
+    output, lse = kernels.attention(**case)
+    kept = {tensor.data_ptr() for tensor in output.grad_fn.saved_tensors}
+    given = {item.data_ptr() for item in case.values() if torch.is_tensor(item)}
+    assert kept == given | {output.data_ptr(), lse.data_ptr()}
 
 
 def test_the_lse_is_not_differentiable(device):

@@ -16,9 +16,8 @@ def attention(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, so
     lse = wide_query.new_full((tokens + 1, heads), -torch.inf)
     for rows in sequences(cu_seqlens, skip, tokens, max_seqlen):
         scores = masked_scores(wide_query[rows], wide_key[rows], rows < tokens, scale, window, softcap)
-        lse_of_rows = scores.logsumexp(dim=-1)
-        output[rows] = torch.einsum("hij,jhd->ihd", probabilities(scores, lse_of_rows), wide_value[rows])
-        lse[rows] = lse_of_rows.T
+        output[rows] = torch.einsum("hij,jhd->ihd", probabilities(scores), wide_value[rows])
+        lse[rows] = scores.logsumexp(dim=-1).T
     return output[:tokens].to(query.dtype), lse[:tokens]
 
 
@@ -56,6 +55,7 @@ def masked_scores(query, key, counts, scale, window, softcap):
     return scores.masked_fill(~seen, -torch.inf)
 
 
-def probabilities(scores, lse):
-    """`exp(scores - lse)`, zero throughout a row that sees nothing."""
-    return (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+def probabilities(scores):
+    """The softmax of each row, zero throughout one that sees nothing."""
+    nothing = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return scores.softmax(dim=-1).masked_fill(nothing, 0.0)
