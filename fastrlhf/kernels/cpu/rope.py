@@ -8,13 +8,6 @@ from fastrlhf.kernels import native
 from fastrlhf.kernels.rows import as_rows, as_tokens
 
 
-def serves(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, *_: torch.Tensor) -> str | None:
-    """Why the kernel cannot take these tensors, or None."""
-    from fastrlhf.kernels import cpu
-
-    return cpu.serves(query) or cpu.serves(cos)
-
-
 def rope(query, key, cos, sin, transposed):
     """See `fastrlhf.kernels.rope`."""
     outputs = torch.empty(query.shape), torch.empty(key.shape)

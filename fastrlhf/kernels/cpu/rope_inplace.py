@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from fastrlhf.kernels.cpu.rope import rotate, serves
-
-__all__ = ["rope_inplace", "serves"]
+from fastrlhf.kernels.cpu.rope import rotate
 
 
 def rope_inplace(query, key, cos, sin):
