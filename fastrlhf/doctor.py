@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fastrlhf.kernels.dispatch import Availability
     from fastrlhf.kernels.verify import Verdict
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "safetensors")
@@ -143,24 +144,37 @@ def _mend(reason: str, need: str) -> str:
 
 
 def operations_table() -> Table:
-    """Operation by backend, with the reason of each gap, and what runs for float32 on this machine's devices."""
+    """Operation by backend, with the reason of each gap, and what runs for float32 on this machine's devices.
+
+    A backend that cannot run here at all has its reason below the table once, and a dash where there is a kernel.
+    """
     import torch
 
     from fastrlhf.kernels import dispatch
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     runs = [f"float32 on {device} runs" for device in devices]
-    table = _table("Operations", "operation", *dispatch.BACKENDS, *runs)
+    idle = {name: why for name in dispatch.BACKENDS if (why := dispatch.backend_unavailable(name))}
+    table = _table("Operations", "operation", *dispatch.BACKENDS, *runs, show_lines=False)
     cells = {(cell.operation, cell.backend): cell for cell in dispatch.table()}
     for operation in dispatch.OPERATIONS:
         row = [cells[operation, backend] for backend in dispatch.BACKENDS]
         chosen = [running(operation, device) for device in devices]
         table.add_row(
             operation,
-            *("[green]ready[/green]" if cell.available else _plain(cell.reason) for cell in row),
+            *(_state(cell, cell.backend in idle) for cell in row),
             *(f"[bold]{name}[/bold]" for name in chosen),
         )
+    table.caption = _plain("\n".join(f"{name}: {why}" for name, why in idle.items())) or None
+    table.caption_justify = "left"
     return table
+
+
+def _state(cell: Availability, idle: bool) -> str:
+    """What a cell of the table says: ready, why not, or a dash for a kernel whose whole backend is idle."""
+    if cell.available:
+        return "[green]ready[/green]"
+    return "-" if idle and cell.written else _plain(cell.reason)
 
 
 def running(operation: str, device: str) -> str:
@@ -215,10 +229,10 @@ def _verdict_cell(verdict: Verdict) -> str:
     return f"[red]{text}[/red]" if verdict.wrong else text
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str, show_lines: bool = True) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=show_lines)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

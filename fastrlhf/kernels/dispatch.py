@@ -57,12 +57,13 @@ _costs: dict[str, Callable[..., Cost]] = {}
 
 
 class Availability(NamedTuple):
-    """One cell of the table that `fastrlhf doctor` prints."""
+    """One cell of the table that `fastrlhf doctor` prints; `written` says whether there is a kernel at all."""
 
     operation: str
     backend: str
     available: bool
     reason: str
+    written: bool
 
 
 @contextmanager
@@ -165,7 +166,12 @@ def written(operation: str, backend: str) -> bool:
 
 def _availability(operation: str, backend: str) -> Availability:
     reason = _missing(operation, backend)
-    return Availability(operation, backend, reason is None, reason or "ready")
+    return Availability(operation, backend, reason is None, reason or "ready", written(operation, backend))
+
+
+def backend_unavailable(backend: str) -> str | None:
+    """Why no kernel of `backend` can run on this machine, or None."""
+    return _unavailable(_package(backend))
 
 
 def implementation(operation: str, backend: str, *args: Any) -> Callable[..., Any] | str:
@@ -194,12 +200,10 @@ def _declined(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -
 
 @functools.cache
 def _missing(operation: str, backend: str) -> str | None:
-    # the package is asked first: its modules may import what is not there
-    if reason := _unavailable(_package(backend)):
-        return reason
     if not written(operation, backend):
-        return "not written yet"
-    return _unavailable(_module(operation, backend))
+        return "not written"
+    # the package is asked before the module, which may import what is not there
+    return backend_unavailable(backend) or _unavailable(_module(operation, backend))
 
 
 def _unavailable(module: ModuleType) -> str | None:

@@ -41,8 +41,8 @@ struct Plan {
     chunks = groups ? std::max<int64_t>(1, std::min<int64_t>(8 / groups, tiles / 4)) : 1;
     words_in_a_chunk = (tiles + chunks - 1) / chunks * tile;
 
-    turned = round_up(tile, T::ROWS) * head.width;
-    straight = slopes ? tile * round_up(head.width, T::ROWS) : 0;
+    turned = round_up(round_up(tile, T::ROWS) * head.width, 16);
+    straight = slopes ? round_up(tile * round_up(head.width, T::ROWS), 16) : 0;
     logits = round_up(tile, T::ROWS) * T::COLUMNS;
     moments = slopes > 1 ? logits : 0;
     hidden = panels_in_a_group * head.width * T::COLUMNS;
@@ -78,14 +78,17 @@ struct Job {
   }
 };
 
+// Takes the targets' logits out of a panel. They join the others at the very end: so 1 - p of a target that is all but
+// certain keeps its bits, and the slopes with it.
 template <class T>
-FASTRLHF_INLINE void note_targets(const Job<T>& job, int64_t panel, Words words, const float* z) {
+FASTRLHF_INLINE void take_targets(const Job<T>& job, int64_t panel, Words words, float* z) {
   const int64_t first_row = panel * T::COLUMNS;
   const int64_t lanes = std::min<int64_t>(T::COLUMNS, job.head.rows - first_row);
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t word = job.head.targets[first_row + lane] - words.first;
-    if (word >= 0 && word < words.count)
-      job.target_logits()[first_row + lane] = z[word * T::COLUMNS + lane];
+    if (word < 0 || word >= words.count) continue;
+    job.target_logits()[first_row + lane] = z[word * T::COLUMNS + lane];
+    z[word * T::COLUMNS + lane] = -INFINITY;
   }
 }
 
@@ -127,7 +130,7 @@ FASTRLHF_INLINE void run_item(const Job<T>& job, int64_t item, int64_t kept_item
       const float* const rows = hidden + (panel - begin) * width * T::COLUMNS;
       stripes_times_panel<T>(turned, rows, logits, padded, width, false);
       finish_logits<T>(head, words, logits);
-      note_targets(job, panel, words, logits);
+      take_targets(job, panel, words, logits);
       accumulate_panel<T>(head, words.count, logits, plan.slopes > 1 ? moments : nullptr,
                           *(PanelStatistics<T>*)state, sums, sums_of_moments, width);
       for (int slope = 0; slope < plan.slopes; ++slope)
@@ -168,33 +171,41 @@ FASTRLHF_INLINE void merge(const Plan<T>& plan, float* state, float* other) {
   for (int64_t i = 0; i < plan.slopes * plan.sums; ++i) sums[0][i] += sums[1][i];
 }
 
-// From the state of a panel over all words to the outputs of its rows.
+// From the state of a panel over all words but the targets to the outputs of its rows. In float64: with the target's
+// part joined to the others', what is left of differences near zero is exact.
 template <class T>
 FASTRLHF_INLINE void finish_panel(const Job<T>& job, int64_t panel, const float* state) {
   const LinearLogprobHead& head = job.head;
   const LinearLogprobOutputs& out = job.out;
-  const PanelStatistics<T>& statistics = *(const PanelStatistics<T>*)state;
+  const PanelStatistics<T>& others = *(const PanelStatistics<T>*)state;
   const float *const sums = state + job.plan.statistics, *const moments = sums + job.plan.sums;
   for (int lane = 0; lane < T::COLUMNS; ++lane) {
     const int64_t row = panel * T::COLUMNS + lane;
     if (row >= head.rows) return;
-    const double largest = statistics.largest[lane], log_sum = std::log((double)statistics.sum[lane]);
-    const float sum = statistics.sum[lane], mean = statistics.moment[lane] / sum;
-    const float target = job.target_logits()[row];
-    out.logprobs[row] = (float)((target - largest) - log_sum);
-    out.entropy[row] = (float)(log_sum - statistics.centre[lane] - mean);
-    out.logsumexp[row] = largest + log_sum;
+    const double target = job.target_logits()[row], old = others.largest[lane], centre = others.centre[lane];
+    const double largest = old > target ? old : target, rise = old == -INFINITY ? 0 : largest - old;
+    const double factor = old == -INFINITY ? 0 : std::exp(-rise);
+
+    const double e = std::exp(target - largest), from_centre = target - largest - centre;
+    const double other_sum = factor * others.sum[lane], sum = other_sum + e;
+    const double other_moment = factor * (others.moment[lane] - rise * others.sum[lane]);
+    const double mean = (other_moment + e * from_centre) / sum;
+    out.logprobs[row] =
+        (float)(e > other_sum ? -std::log1p(other_sum / e) : target - largest - std::log(sum));
+    out.entropy[row] = (float)(std::log(sum) - centre - mean);
+    out.logsumexp[row] = largest + std::log(sum);
     if (!job.plan.slopes) continue;
 
     const float* const weight = head.weight + head.targets[row] * head.width;
-    const float share = head.softcap > 0 ? target * head.temperature / head.softcap : 0;
+    const double scale = 1 / (sum * head.temperature), slope = cap_slope<float>(head, (float)target);
+    const double of_logprob = other_sum * slope, of_entropy = (other_moment - other_sum * from_centre) / sum * e * slope;
     for (int64_t d = 0; d < head.width; ++d) {
-      const float expected = sums[d * T::COLUMNS + lane] / sum;
-      out.logprob_slope[row * head.width + d] =
-          ((1 - share * share) * weight[d] - expected) / head.temperature;
+      const int64_t at = row * head.width + d, from = d * T::COLUMNS + lane;
+      const double other = factor * sums[from];
+      out.logprob_slope[at] = (float)((of_logprob * weight[d] - other) * scale);
       if (job.plan.slopes > 1)
-        out.entropy_slope[row * head.width + d] =
-            (mean * expected - moments[d * T::COLUMNS + lane] / sum) / head.temperature;
+        out.entropy_slope[at] =
+            (float)((of_entropy * weight[d] + (mean + rise) * other - factor * moments[from]) * scale);
     }
   }
 }

@@ -126,13 +126,13 @@ FASTRLHF_INLINE void panel_gradients(const Job<T>& job, int64_t panel) {
     const int64_t word = word_of(lane);
     if (word < 0 || word >= words.count) continue;
     const float share = head.softcap > 0 ? gradients[word * T::COLUMNS + lane] * head.temperature / head.softcap : 0;
-    target_slopes[lane] = (1 - share * share) / head.temperature;
+    target_slopes[lane] = 1 - share * share;
   }
   logit_gradients<T>(head, words.count, gradients, of, job.out.grad_entropy != nullptr);
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t word = word_of(lane);
     if (word >= 0 && word < words.count)
-      gradients[word * T::COLUMNS + lane] += of.grad_logprob[lane] * target_slopes[lane];
+      gradients[word * T::COLUMNS + lane] += of.grad_logprob[lane] * target_slopes[lane] / head.temperature;
   }
 
   float* const grad_hidden = job.grad_hidden + panel * T::COLUMNS * job.plan.padded_width;
@@ -146,12 +146,16 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
   const int count = (int)std::min<int64_t>(T::ROWS, job.words.count - word);
   const int64_t first = job.words.first + word;
   for (int64_t d = 0; job.out.grad_weight && d < width; d += T::COLUMNS) {
-    Sums<T> sums;
     const float* hidden = job.hidden + d * job.padded_rows();
-    for (int64_t panel = 0; panel < job.panels(); ++panel, hidden += T::COLUMNS * T::COLUMNS)
-      multiply_add<T, T::COLUMNS, 1>(sums, job.gradients_of(panel) + word * T::COLUMNS, hidden, T::COLUMNS);
-    store_sums<T>(sums, job.out.grad_weight + first * width + d, width, count,
-                  (int)std::min<int64_t>(T::COLUMNS, width - d), job.first_row > 0);
+    for (int64_t panel = 0; panel < job.panels();) {
+      Sums<T> sums;
+      const bool add = job.first_row > 0 || panel > 0;
+      const int64_t end = std::min(job.panels(), panel + PIECE / T::COLUMNS);
+      for (; panel < end; ++panel, hidden += T::COLUMNS * T::COLUMNS)
+        multiply_add<T, T::COLUMNS, 1>(sums, job.gradients_of(panel) + word * T::COLUMNS, hidden, T::COLUMNS);
+      store_sums<T>(sums, job.out.grad_weight + first * width + d, width, count,
+                    (int)std::min<int64_t>(T::COLUMNS, width - d), add);
+    }
   }
   for (int w = 0; job.out.grad_bias && w < count; ++w) {
     float sum = job.first_row > 0 ? job.out.grad_bias[first + w] : 0;

@@ -146,7 +146,7 @@ FASTRLHF_INLINE void accumulate_panel(const LinearLogprobHead& head, int64_t cou
       sum[c] += e;
       moment[c] += e * from_centre;
       if (!sums) continue;
-      const V sloped = e * cap_slope<V>(head, logit);
+      const V sloped = e == 0.0f ? V{} : e * cap_slope<V>(head, logit);
       store_vector(at, sloped);
       if (moments) store_vector(moments + word * T::COLUMNS + c * T::LANES, sloped * from_centre);
     }
