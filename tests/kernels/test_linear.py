@@ -126,22 +126,17 @@ def test_any_shape(rows, out, width, base, seed):
     assert_right(*layer((rows, out, width), base, seed=seed), "cpu")
 
 
-@pytest.mark.parametrize("base", ["int8", "nf4", "bfloat16"])
-def test_a_base_that_is_not_float32_is_never_held_whole(device, base):
-    if dispatch_is("reference"):
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_quantised_base_is_never_held_whole(device, base):
+    backend = kernels.dispatch.forced_backend()
+    if backend == "reference":
         pytest.skip("the reference holds the weight")
-    x, weight, _ = layer((64, 4096, 1024), base)
+    shape, most = ((64, 4096, 1024), 4 << 20) if backend == "cpu" else ((33, 128, 512), 33 * 512 * 4)
+    x, weight, _ = layer(shape, base)
     x, weight = to(device, x, weight)
-    kernels.linear(x, weight)  # measures its providers, all at once
-    used = (
-        allocations(lambda: with_gradients(kernels.linear, x, weight, None)) if base != "bfloat16" else None
-    )
-    used = used or allocations(lambda: kernels.linear(x, weight))
-    assert used.largest <= 4 << 20, "a tile of 4 MB, of a weight of 16"
-
-
-def dispatch_is(backend):
-    return kernels.dispatch.forced_backend() == backend
+    with_gradients(kernels.linear, x, weight, None)  # measures its providers, all at once
+    used = allocations(lambda: with_gradients(kernels.linear, x, weight, None))
+    assert used.largest <= most, "a tile of 4 MB, of a weight of 16; in Triton the gradient of x"
 
 
 def test_memory_kept_for_the_backward(device):

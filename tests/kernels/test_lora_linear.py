@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
+from fastrlhf.kernels import dispatch
+from tests.support.backends import on_gpu
 from tests.support.layers import BASES, exact_weight, in_dtype, layer, to
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
@@ -46,7 +50,7 @@ def plain(x, weight, lora_A, lora_B, group_offsets, scaling, bias=None):
     base, offsets, parts = in_dtype(weight, x.dtype), group_offsets.tolist(), []
     y = torch.nn.functional.linear(x, base, bias)
     parts.append(y[: offsets[0]])
-    for g, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for g, (start, end) in enumerate(itertools.pairwise(offsets)):
         hidden = x[start:end].to(lora_A.dtype) @ lora_A[g].T
         low_rank = hidden * scaling[g].to(hidden.dtype) @ lora_B[g].T
         parts.append((y[start:end] + low_rank).to(x.dtype))
@@ -116,6 +120,11 @@ def test_as_good_as_plain_in_other_dtypes(device, dtype, adapters, base):
 @pytest.mark.parametrize("needed", [NAMES[:1], NAMES[1:2], NAMES[2:3], NAMES[3:4], NAMES[4:]], ids=" ".join)
 def test_gradients_only_where_asked(device, needed):
     assert_right(case(*CASES[2]), device, needed)
+
+
+@pytest.mark.parametrize("base", ["float32", "nf4"])
+def test_every_config(triton_config, base):
+    assert_right(case(*CASES[2], base), triton_config)
 
 
 def test_without_bias(device):
@@ -228,6 +237,17 @@ def test_offsets_that_fall_or_leave_the_rows(offsets):
     args = case((5, 6, 7), 2, [0, 2, 5]) | {"group_offsets": torch.tensor(offsets, dtype=torch.int32)}
     with pytest.raises(ValueError, match=r"group_offsets is \[.*\], expected to rise within \[0, 5\]"):
         kernels.lora_linear(**args)
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2], [-1, 2, 5], [0, 2, 6], [4, 3, 5]], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_where_nobody_waits_for_the_check_such_offsets_give_nan(backend, offsets):
+    args = case((5, 6, 7), 2, [0, 2, 5]) | {"group_offsets": torch.tensor(offsets, dtype=torch.int32)}
+    x, weight, *rest = to("cuda" if on_gpu(backend) else "cpu", *args.values())
+    launcher = dispatch.implementation("lora_linear", backend, x, weight)
+    if isinstance(launcher, str):
+        pytest.skip(launcher)
+    assert launcher(x, weight, None, None, None, *rest)[0].isnan().all()
 
 
 @pytest.mark.parametrize(

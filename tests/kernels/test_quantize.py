@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastrlhf import kernels
 from fastrlhf.kernels.code_books import NF4, dynamic_8bit, table
 from fastrlhf.kernels.quantize import FORMATS
+from tests.support.configs import config_id, every_config, forced_config
 from tests.support.precision import assert_as_good_as
 
 OPERATION = "quantize"
@@ -124,6 +125,27 @@ def test_nf4_codes_and_bounds(device, dtype, shape):
     assert (blocks_of(error) <= allowed[..., None]).all()
     zeros = blocks_of(weight.float()) == 0
     assert not blocks_of(kernels.dequantize(quantized).cpu())[zeros].any()
+
+
+def test_every_config(triton_config):
+    weight = normal((5, 300))
+    for format in FORMATS:
+        with kernels.using("reference"):
+            expected = kernels.quantize(weight, format)
+        actual = kernels.quantize(weight.to(triton_config), format)
+        assert torch.equal(actual.codes.cpu(), expected.codes)
+        assert torch.equal(actual.scales.cpu(), expected.scales)
+
+
+@pytest.mark.parametrize("choice", every_config("dequantize"), ids=config_id)
+def test_every_config_of_dequantize(choice):
+    quantized = [kernels.quantize(normal((5, 300)), format) for format in FORMATS]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for one in quantized:
+        with kernels.using("reference"):
+            expected = kernels.dequantize(one)
+        with kernels.using("triton"), forced_config(*choice):
+            assert torch.equal(kernels.dequantize(one.to(device)).cpu(), expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from fastrlhf.kernels.cpu.linear import MAX_THIN_BATCH, linear, thin_linear
 
 
@@ -18,7 +20,7 @@ def lora_linear(x, weight, scales, scale_scales, offset, lora_A, lora_B, group_o
 def occupied(group_offsets):
     """Each group that has rows, with the slice of them."""
     offsets = group_offsets.tolist()
-    groups = zip(offsets, offsets[1:], strict=False)
+    groups = itertools.pairwise(offsets)
     return [(g, slice(start, end)) for g, (start, end) in enumerate(groups) if start < end]
 
 

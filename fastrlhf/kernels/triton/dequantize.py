@@ -10,7 +10,15 @@ from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels import triton as package
 from fastrlhf.kernels.triton.base_weight import base_arguments, load_base
 
-CONFIG = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 4, "num_stages": 1}
+CONFIGS = [
+    {"BLOCK_OUT": 4, "BLOCK_IN": 64, "num_warps": 1},
+    {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 4},
+]
+
+
+def choose_config(out: int, width: int) -> dict:
+    """Small tiles for a small weight."""
+    return CONFIGS[0 if out * width < 1 << 18 else 1]
 
 
 def serves(codes, *_):
@@ -37,8 +45,9 @@ def dequantize(codes, scales, scale_scales, offset, in_features, dtype):
     out = codes.shape[0]
     weight = torch.empty(out, in_features, dtype=dtype, device=codes.device)
     pointers, kind = base_arguments(codes, scales, scale_scales, offset)
-    grid = triton.cdiv(out, CONFIG["BLOCK_OUT"]), triton.cdiv(in_features, CONFIG["BLOCK_IN"])
+    config = choose_config(out, in_features)
+    grid = triton.cdiv(out, config["BLOCK_OUT"]), triton.cdiv(in_features, config["BLOCK_IN"])
     launch_triton(
-        dequantize_kernel, grid, codes.device, *pointers, weight, out, in_features, KIND=kind, **CONFIG
+        dequantize_kernel, grid, codes.device, *pointers, weight, out, in_features, KIND=kind, **config
     )
     return weight

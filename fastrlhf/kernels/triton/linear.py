@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import triton as package
-from fastrlhf.kernels.triton.layer_product import layer_product
+from fastrlhf.kernels.triton.lora_linear_product import layer_product
 
 
 def serves(x, weight, *rest):

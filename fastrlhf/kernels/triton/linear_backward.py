@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrlhf.kernels.triton import linear
-from fastrlhf.kernels.triton.layer_product import layer_product
+from fastrlhf.kernels.triton.lora_linear_product import layer_product
 
 
 def serves(grad, x, weight, *rest):

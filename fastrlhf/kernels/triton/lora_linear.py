@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastrlhf.kernels.triton.layer_product import LowRank, layer_product
-from fastrlhf.kernels.triton.low_rank import down
+from fastrlhf.kernels.triton.lora_linear_down import down
+from fastrlhf.kernels.triton.lora_linear_product import LowRank, layer_product
 
 
 def lora_linear(x, weight, scales, scale_scales, offset, lora_A, lora_B, group_offsets, scaling, bias):

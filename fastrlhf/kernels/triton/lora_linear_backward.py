@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastrlhf.kernels.triton.layer_product import LowRank, layer_product
-from fastrlhf.kernels.triton.low_rank import down, sums_over_rows
+from fastrlhf.kernels.triton.lora_linear_down import down
+from fastrlhf.kernels.triton.lora_linear_product import LowRank, layer_product
+from fastrlhf.kernels.triton.lora_linear_sums import sums_over_rows
 
 
 def lora_linear_backward(

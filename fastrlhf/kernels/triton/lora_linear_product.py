@@ -10,25 +10,25 @@ import triton.language as tl
 
 from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels.triton.base_weight import base_arguments, load_base
-from fastrlhf.kernels.triton.low_rank import rank_block
+from fastrlhf.kernels.triton.lora_linear_down import rank_block
 
 # Tiles whose stages fit the 99 KB of shared memory of the consumer cards. Along `in` a tile is 64 at least: a block
 # of NF4. Decoding has few rows, and then it is the weight's bytes in flight that count.
-CONFIGS = {
-    "float32": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
-    "few rows": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
-    "many rows": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
-}
+CONFIGS = [
+    {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+    {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
+    {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+]
 FEW_ROWS = 16
 # Programs that run together share rows of the weight: so many tiles of x before the next tile of the weight.
 SWIZZLE = 8
 
 
-def config_of(rows, dtype):
-    """The entry of `CONFIGS` for `rows` rows of x in `dtype`."""
+def choose_config(rows: int, dtype: torch.dtype) -> dict:
+    """The flat tile for few rows, the large one for many in two bytes a number."""
     if rows <= FEW_ROWS:
-        return CONFIGS["few rows"]
-    return CONFIGS["float32" if dtype == torch.float32 else "many rows"]
+        return CONFIGS[0]
+    return CONFIGS[1 if dtype == torch.float32 else 2]
 
 
 class LowRank(NamedTuple):
@@ -38,6 +38,45 @@ class LowRank(NamedTuple):
     adapter: torch.Tensor
     group_offsets: torch.Tensor
     transposed: bool
+
+
+def layer_product(x, base, width, *, transposed=False, bias=None, low_rank=None):
+    """`x W^T` `[N, out]`, or with `transposed` `x W` `[N, in]`, for the parts `base` of a weight `[out, width]`."""
+    rows, out = x.shape[0], base[0].shape[0]
+    columns = width if transposed else out
+    x, y = x.contiguous(), x.new_empty(rows, columns)
+    pointers, kind = base_arguments(*base)
+    config = choose_config(rows, x.dtype)
+    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
+    hidden, adapter, group_offsets, rank_first = low_rank or (x, x, x, False)
+    rank, groups = (hidden.shape[1], adapter.shape[0]) if low_rank else (1, 0)
+    launch_triton(
+        layer_product_kernel,
+        (tiles,),
+        x.device,
+        x,
+        *pointers,
+        x if bias is None else bias.contiguous(),
+        hidden,
+        adapter,
+        group_offsets,
+        y,
+        rows,
+        out,
+        width,
+        groups,
+        rank,
+        columns if rank_first else 1,
+        1 if rank_first else rank,
+        KIND=kind,
+        TRANSPOSED=transposed,
+        HAS_BIAS=bias is not None,
+        HAS_LOW_RANK=low_rank is not None,
+        BLOCK_R=rank_block(rank),
+        SWIZZLE=SWIZZLE,
+        **config,
+    )
+    return y
 
 
 @triton.jit(do_not_specialize=["rows", "groups"])
@@ -71,7 +110,7 @@ def layer_product_kernel(
     BLOCK_R: tl.constexpr,
     SWIZZLE: tl.constexpr,
 ):
-    """y = x W^T `[rows, out]` (or with TRANSPOSED x W, `[rows, width]`) + hidden times the adapter of each row's group."""
+    """y = x W^T `[rows, out]`, or with TRANSPOSED x W `[rows, width]`, plus hidden times its row's adapter."""
     columns, depth = (width, out) if TRANSPOSED else (out, width)
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     tile = tl.program_id(0)
@@ -93,9 +132,21 @@ def layer_product_kernel(
         )
         if TRANSPOSED:
             w = load_base(
-                weight, scales, scale_scales, offset, nf4, dynamic, k, first_column, out, width,
-                KIND, BLOCK_K, BLOCK_N, x.dtype.element_ty,
-            )  # fmt: skip
+                weight,
+                scales,
+                scale_scales,
+                offset,
+                nf4,
+                dynamic,
+                k,
+                first_column,
+                out,
+                width,
+                KIND,
+                BLOCK_K,
+                BLOCK_N,
+                x.dtype.element_ty,
+            )
         else:
             w = tl.trans(
                 load_base(
@@ -113,7 +164,7 @@ def layer_product_kernel(
                     BLOCK_N,
                     BLOCK_K,
                     x.dtype.element_ty,
-                )  # fmt: skip
+                )
             )
         sums = tl.dot(part, w, sums, input_precision="ieee")
 
@@ -148,42 +199,3 @@ def layer_product_kernel(
         sums.to(y.dtype.element_ty),
         mask=(row < rows)[:, None] & (column < columns)[None, :],
     )
-
-
-def layer_product(x, base, width, *, transposed=False, bias=None, low_rank=None):
-    """`x W^T` `[N, out]`, or with `transposed` `x W` `[N, in]`, for the parts `base` of a weight `[out, width]`."""
-    rows, out = x.shape[0], base[0].shape[0]
-    columns = width if transposed else out
-    x, y = x.contiguous(), x.new_empty(rows, columns)
-    pointers, kind = base_arguments(*base)
-    config = config_of(rows, x.dtype)
-    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
-    hidden, adapter, group_offsets, rank_first = low_rank or (x, x, x, False)
-    rank, groups = (hidden.shape[1], adapter.shape[0]) if low_rank else (1, 0)
-    launch_triton(
-        layer_product_kernel,
-        (tiles,),
-        x.device,
-        x,
-        *pointers,
-        x if bias is None else bias.contiguous(),
-        hidden,
-        adapter,
-        group_offsets,
-        y,
-        rows,
-        out,
-        width,
-        groups,
-        rank,
-        columns if rank_first else 1,
-        1 if rank_first else rank,
-        KIND=kind,
-        TRANSPOSED=transposed,
-        HAS_BIAS=bias is not None,
-        HAS_LOW_RANK=low_rank is not None,
-        BLOCK_R=rank_block(rank),
-        SWIZZLE=SWIZZLE,
-        **config,
-    )
-    return y
