@@ -35,11 +35,19 @@ def test_shows_versions_and_machine(report):
 
 def test_shows_every_operation_with_what_runs(report):
     shown = report()
-    expected = "cpu" if native.missing("_cpu") is None else "reference"
     for operation in dispatch.OPERATIONS:
-        assert re.search(rf"^ *{operation} ", shown, re.MULTILINE)
-    assert re.search(rf"^ *ppo_loss +ready .* {expected} *$", shown, re.MULTILINE)
-    assert re.search(r"^ *sample +ready .* reference *$", shown, re.MULTILINE)
+        native_kernel = native.missing("_cpu") is None and dispatch.written(operation, "cpu")
+        expected = "cpu" if native_kernel else "reference"
+        assert re.search(rf"^ *{operation} +ready .* {expected} *$", shown, re.MULTILINE)
+
+
+def test_an_idle_backend_has_its_reason_once(report, monkeypatch):
+    monkeypatch.setattr("fastrlhf.kernels.cuda.unavailable", lambda: "there is no driver")
+    dispatch._missing.cache_clear()
+    shown = report()
+    dispatch._missing.cache_clear()
+    assert shown.count("cuda: there is no driver") == 1
+    assert re.search(r"^ *gae +ready .* - ", shown, re.MULTILINE)
 
 
 def test_a_missing_module_shows_why_its_cost_and_the_mend(report, monkeypatch):

@@ -180,4 +180,4 @@ def test_nothing_serves(pretend):
 def test_the_table_gives_an_implementations_own_reason(pretend):
     pretend("cuda", unavailable=lambda: "no driver")
     (cell,) = [cell for cell in dispatch.table() if cell[:2] == ("gae", "cuda")]
-    assert cell == ("gae", "cuda", False, "no driver")
+    assert cell == ("gae", "cuda", False, "no driver", True)
