@@ -28,11 +28,16 @@ bool adamw_aligned(const AdamWArrays<G>& a) {
          (uintptr_t)a.bfloat16_copy % sizeof(Four<uint16_t>) == 0;
 }
 
+// The loops over a tail have as many steps as those over whole loads: a count that the compiler does not know
+// would put the numbers into local memory.
 template <class T>
 __device__ __forceinline__ Four<T> load_four(const T* from, int count, bool whole) {
   if (whole) return *(const Four<T>*)from;
   Four<T> to{};
-  for (int i = 0; i < count; ++i) to.of[i] = from[i];
+#pragma unroll
+  for (int i = 0; i < ADAMW_PER_THREAD; ++i) {
+    if (i < count) to.of[i] = from[i];
+  }
   return to;
 }
 
@@ -40,8 +45,11 @@ template <class T>
 __device__ __forceinline__ void store_four(T* to, const Four<T>& from, int count, bool whole) {
   if (whole) {
     *(Four<T>*)to = from;
-  } else {
-    for (int i = 0; i < count; ++i) to[i] = from.of[i];
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < ADAMW_PER_THREAD; ++i) {
+    if (i < count) to[i] = from.of[i];
   }
 }
 
