@@ -23,6 +23,7 @@ from native_build.toolchain import (
 
 CPU_SOURCES = (
     "bindings_cpu.cpp",
+    "cpu/adamw.cpp",
     "cpu/attention.cpp",
     "cpu/attention_backward.cpp",
     "cpu/decode_attention.cpp",
@@ -40,6 +41,7 @@ CPU_SOURCES = (
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",
+    "cuda/adamw.cu",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
     "cuda/sample.cu",
@@ -55,7 +57,17 @@ def cpu_module(env: Mapping[str, str], csrc: Path, build: Path) -> Module:
     cxx = find_cxx(env)
     openmp = openmp_flags(cxx)
     # GCC warns that vectors cross calls differently with and without AVX; ours never cross one, all is inlined.
-    flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", *openmp]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-fno-math-errno",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-psabi",
+        *openmp,
+    ]
     link = list(openmp)
     if sys.platform == "darwin":
         link += ["-undefined", "dynamic_lookup"]

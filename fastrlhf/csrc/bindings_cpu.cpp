@@ -2,6 +2,7 @@
 // fastrlhf/kernels/cpu/ check shapes, dtypes and contiguity before they hand over an address.
 #include <pybind11/pybind11.h>
 
+#include "cpu/adamw_binding.h"
 #include "cpu/attention_binding.h"
 #include "cpu/decode_attention_binding.h"
 #include "cpu/kernels.h"
@@ -62,6 +63,7 @@ PYBIND11_MODULE(_cpu, module) {
     pybind11::gil_scoped_release release;
     ppo_loss(ppo_loss_arrays<float>(addresses), tokens, ppo_loss_options(numbers, kl_estimator));
   });
+  bind_adamw(module);
   bind_attention(module);
   bind_decode_attention(module);
   bind_linear(module);

@@ -1,5 +1,6 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
+from fastrlhf.kernels.adamw import adamw
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
 from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
@@ -26,6 +27,7 @@ __all__ = [
     "Rope",
     "Sample",
     "Stat",
+    "adamw",
     "attention",
     "decode_attention",
     "dequantize",

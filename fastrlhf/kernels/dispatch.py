@@ -23,6 +23,7 @@ from fastrlhf.device.observe import Cost, Kernel, observer
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
+    "adamw",
     "attention",
     "attention_backward",
     "decode_attention",

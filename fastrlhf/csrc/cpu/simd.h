@@ -23,6 +23,7 @@ typedef int64_t l4 __attribute__((vector_size(32)));
 typedef float f4 __attribute__((vector_size(16)));
 typedef double d4 __attribute__((vector_size(32)));
 typedef uint8_t b8 __attribute__((vector_size(8)));
+typedef uint16_t s8 __attribute__((vector_size(16)));
 
 // True where the AVX2 versions run: this processor has AVX2 and FMA, and no test asked for the portable ones.
 bool use_avx2();
@@ -44,6 +45,29 @@ FASTRLHF_INLINE i8 load_mask(const bool* from, int count) {
   b8 bytes{};
   memcpy(&bytes, from, count);
   return __builtin_convertvector(bytes, i8) != 0;
+}
+
+// bfloat16 as its 16 bits, the upper ones of a float.
+FASTRLHF_INLINE f8 load_bfloat16(const uint16_t* from, int count) {
+  s8 bits{};
+  memcpy(&bits, from, count == LANES ? sizeof(bits) : count * sizeof(uint16_t));
+  return (f8)(__builtin_convertvector(bits, i8) << 16);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+FASTRLHF_INLINE void store_bfloat16(uint16_t* to, f8 from, int count) {
+  const i8 bits = (i8)from;
+  const i8 rounded = bits + 0x7fff + (bits >> 16 & 1);
+  const i8 upper = (from == from ? rounded : bits | 0x400000) >> 16;
+  const s8 narrow = __builtin_convertvector(upper, s8);
+  memcpy(to, &narrow, count == LANES ? sizeof(narrow) : count * sizeof(uint16_t));
+}
+
+// Without -fno-math-errno the compiler would not make one instruction of it.
+FASTRLHF_INLINE f8 square_root(f8 x) {
+  f8 roots;
+  for (int lane = 0; lane < LANES; ++lane) roots[lane] = __builtin_sqrtf(x[lane]);
+  return roots;
 }
 
 // x in the first `count` lanes, zero after them.

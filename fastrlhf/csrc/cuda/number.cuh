@@ -22,6 +22,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
 }
 
 FASTRLHF_INLINE float absolute(float x) { return fabsf(x); }
+FASTRLHF_INLINE float square_root(float x) { return sqrtf(x); }
 FASTRLHF_INLINE float exponential(float x) { return expf(x); }
 FASTRLHF_INLINE Expm1<float> expm1_and_rest(float x) {
   const float e = expm1f(x);
