@@ -17,18 +17,26 @@ from types import ModuleType
 from unittest.mock import patch
 
 from fastrlhf.kernels import triton as package
+from fastrlhf.kernels.dispatch import OPERATIONS
 
 
 def modules(operation: str = "") -> list[ModuleType]:
-    """The Triton modules of `operation` (of all without): `<operation>.py` and `<operation>_*.py`."""
+    """The Triton modules of `operation` (of all without): `<operation>.py` and `<operation>_*.py`, less those that an
+    operation of a longer name has."""
     if importlib.util.find_spec("triton") is None:
         return []
     names = [module.name for module in pkgutil.iter_modules([str(Path(package.__file__).parent)])]
     return [
         importlib.import_module(f"{package.__name__}.{name}")
         for name in names
-        if not operation or name == operation or name.startswith(f"{operation}_")
+        if not operation or _owner(name) == operation
     ]
+
+
+def _owner(name: str) -> str:
+    """The operation that the module `name` belongs to, or nothing."""
+    owners = [owner for owner in OPERATIONS if name == owner or name.startswith(f"{owner}_")]
+    return max(owners, key=len, default="")
 
 
 def every_config(operation: str) -> list[tuple[ModuleType, dict]]:
