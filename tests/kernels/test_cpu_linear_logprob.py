@@ -154,7 +154,7 @@ def test_logits_that_change_from_tile_to_tile(vectors, first):
 
 
 def test_rising_logits(vectors):
-    (hidden_states, weight, targets, bias), numbers = case((40, 4, 2400))
+    (hidden_states, weight, targets, _bias), numbers = case((40, 4, 2400))
     assert_right((hidden_states, weight, targets, torch.linspace(-30, 30, 2400)), numbers)
 
 

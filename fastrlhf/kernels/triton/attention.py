@@ -13,6 +13,7 @@ from fastrlhf.kernels.triton.attention_tile import (
     score_factors,
     sequence_bounds,
     serves,  # noqa: F401 - read by dispatch
+    size_class,
     tile_scores,
     with_dense_rows,
 )
@@ -29,10 +30,8 @@ CONFIGS = [
 
 
 def choose_config(width: int, dtype: torch.dtype) -> dict:
-    """Three sizes of half precision, three of float32; each the largest tried that spills nothing, or little."""
-    columns = padded_width(width)
-    size = (columns > 64) + (columns > 128)
-    return CONFIGS[3 * (dtype == torch.float32) + size]
+    """The largest tiles of those tried that spill nothing, or little."""
+    return CONFIGS[size_class(width, dtype)]
 
 
 def attention(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, softcap):

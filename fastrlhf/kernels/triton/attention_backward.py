@@ -32,7 +32,7 @@ def attention_backward(
     grads = tuple(allocate(tensor, tensor.shape) for tensor in (query, key, value))
     delta = query.new_empty((tokens, heads), dtype=torch.float32)
     launch_triton(
-        delta_kernel,
+        attention_delta_kernel,
         (triton.cdiv(tokens, DELTA_ROWS), heads),
         query.device,
         *(grad_output, output, delta, *grad_output.stride()[:2], tokens),
@@ -43,8 +43,8 @@ def attention_backward(
     )
     windowed = window is not None and window < max_seqlen
     for module, kernel, results, programs_of in (
-        (attention_backward_query, attention_backward_query.query_kernel, grads[:1], heads),
-        (attention_backward_key, attention_backward_key.key_kernel, grads[1:], key.shape[1]),
+        (attention_backward_query, attention_backward_query.attention_query_kernel, grads[:1], heads),
+        (attention_backward_key, attention_backward_key.attention_key_kernel, grads[1:], key.shape[1]),
     ):
         config = module.choose_config(width, query.dtype)
         blocks = triton.cdiv(max_seqlen, config[module.BLOCK])
@@ -68,7 +68,7 @@ def attention_backward(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def delta_kernel(
+def attention_delta_kernel(
     grad_output,
     output,
     delta,

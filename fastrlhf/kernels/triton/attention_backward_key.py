@@ -7,13 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
-from fastrlhf.kernels.triton.attention_tile import is_seen, padded_width, sequence_bounds, tile_scores
+from fastrlhf.kernels.triton.attention_tile import is_seen, sequence_bounds, size_class, tile_scores
 
 # Shared memory holds a block of keys and one of values and, a stage, one of queries and one of gradients.
 CONFIGS = [
     {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
     {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-    {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
     {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
     {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
     {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
@@ -22,10 +21,8 @@ BLOCK = "BLOCK_N"
 
 
 def choose_config(width: int, dtype: torch.dtype) -> dict:
-    """Three sizes of half precision, three of float32; each the largest tried that spills nothing, or little."""
-    columns = padded_width(width)
-    size = (columns > 64) + (columns > 128)
-    return CONFIGS[3 * (dtype == torch.float32) + size]
+    """The largest tiles of those tried that spill nothing, or little."""
+    return CONFIGS[(0, 1, 2, 2, 3, 4)[size_class(width, dtype)]]
 
 
 @triton.jit
@@ -85,7 +82,7 @@ def over_queries(
 
 
 @triton.jit(do_not_specialize=["tokens", "blocks", "window"])
-def key_kernel(
+def attention_key_kernel(
     query,
     key,
     value,

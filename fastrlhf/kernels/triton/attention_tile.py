@@ -28,6 +28,12 @@ def padded_width(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
+def size_class(width: int, dtype: torch.dtype) -> int:
+    """Which row of a table of configurations: head dimensions up to 64, 128 and 256, in half precision, then float32."""
+    columns = padded_width(width)
+    return 3 * (dtype == torch.float32) + (columns > 64) + (columns > 128)
+
+
 def with_dense_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where its last stride is one, a contiguous copy elsewhere."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
