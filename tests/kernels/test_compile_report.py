@@ -42,6 +42,7 @@ def test_one_launch_of_every_kernel_is_within_its_budget():
 
 @needs_triton
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # seconds for each product's kernel and architecture the first time
 def test_every_launch_and_configuration_is_within_its_budget():
     told = report()
     assert told.returncode == 0, told.stderr

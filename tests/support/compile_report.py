@@ -2,7 +2,8 @@
 
     python -m tests.support.compile_report            every kernel, launch and configuration, for every architecture
     python -m tests.support.compile_report --quick    each kernel once, for the strictest two
-    python -m tests.support.compile_report --write    rewrites tests/gpu_budget.toml; reasons are kept
+    python -m tests.support.compile_report --only gae the launches with this in their name
+    python -m tests.support.compile_report --write    rewrites tests/gpu_budget.toml (with --only, those); keeps reasons
 
 The kernels are those that the launchers would launch in `tests/support/launches/`, with the dtypes, alignments and
 meta-parameters of a launch. Compiled code stays in build/triton/ until the source of its kernel changes.
@@ -152,17 +153,16 @@ def _bound(ttir: str) -> str:
     return "memory" if not operands else "float32" if operands == {"f32"} else "matrix"
 
 
-def _written(rows: dict[str, dict[str, Any]], budget: dict[str, Any]) -> dict[str, Any]:
-    """The budget with the Triton kernels' tables replaced by `rows`."""
-    others = {name: table for name, table in budget.items() if "|" not in name}
+def _written(rows: dict[str, dict[str, Any]], budget: dict[str, Any], only: str) -> dict[str, Any]:
+    """The budget with the tables of the Triton kernels whose names hold `only` replaced by `rows`."""
+    others = {name: table for name, table in budget.items() if "|" not in name or only not in name}
     return others | {"compilers": budget["compilers"] | {"triton": triton.__version__}} | rows
 
 
-def _lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
-    for name, row in rows.items():
-        yield f"{name} ({row['bound']})"
-        for at, arch in enumerate(row["archs"]):
-            yield f"  sm_{arch:<4}" + "  ".join(f"{key} {row[key][at]}" for key in gpu_budget.PROPERTIES)
+def _lines(name: str, row: dict[str, Any]) -> Iterator[str]:
+    yield f"{name} ({row['bound']})"
+    for at, arch in enumerate(row["archs"]):
+        yield f"  sm_{arch:<4}" + "  ".join(f"{key} {row[key][at]}" for key in gpu_budget.PROPERTIES)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="each kernel once, for two architectures")
     parser.add_argument("--write", action="store_true", help="rewrite tests/gpu_budget.toml")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the launches with this in their name")
     parser.add_argument("--launches", default=launches.__name__, help="the package of launches")
     given = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -179,12 +180,15 @@ def main(argv: list[str] | None = None) -> int:
     chosen = recorded(import_module(given.launches))
     chosen = one_of_each_kernel(chosen) if given.quick else chosen
     archs = QUICK_ARCHS if given.quick else tuple(CARDS)
-    rows = {launch.name: compiled_row(launch, archs) for launch in chosen}
+    chosen = [launch for launch in chosen if given.only in launch.name]
+    rows = {}
+    for launch in chosen:
+        rows[launch.name] = compiled_row(launch, archs)
+        print(*_lines(launch.name, rows[launch.name]), sep="\n", flush=True)
     budget = gpu_budget.read()
     if given.write:
-        budget = _written(rows, budget)
+        budget = _written(rows, budget, given.only)
         gpu_budget.write(budget)
-    print(*_lines(rows), sep="\n")
     found = gpu_budget.check(rows, budget, "triton", triton.__version__)
     print(*found, sep="\n", file=sys.stderr)
     return bool(found)
