@@ -11,7 +11,7 @@ from fastrlhf.kernels import triton as package
 from fastrlhf.kernels.triton.base_weight import base_arguments, load_base
 
 CONFIGS = [
-    {"BLOCK_OUT": 4, "BLOCK_IN": 64, "num_warps": 1},
+    {"BLOCK_OUT": 4, "BLOCK_IN": 256, "num_warps": 1},
     {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 4},
 ]
 

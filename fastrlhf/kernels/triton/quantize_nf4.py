@@ -45,12 +45,10 @@ def nf4_kernel(weight, codes, maxima, thresholds, total, width, blocks, BLOCKS: 
     """BLOCKS blocks of 64 a program; the halves of a byte are its even and its odd columns."""
     index = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     row, block = index // blocks, index % blocks
-    pair = tl.arange(0, 32)
-    column = block[:, None] * 64 + 2 * pair[None, :]
-    at = weight + row[:, None] * width + column
+    pair, column = tl.arange(0, 32), block[:, None] * 64 + tl.arange(0, 64)[None, :]
     is_block = (index < total)[:, None]
-    even = tl.load(at, mask=is_block & (column < width), other=0.0).to(tl.float32)
-    odd = tl.load(at + 1, mask=is_block & (column + 1 < width), other=0.0).to(tl.float32)
+    w = tl.load(weight + row[:, None] * width + column, mask=is_block & (column < width), other=0.0)
+    even, odd = tl.split(w.to(tl.float32).reshape(BLOCKS, 32, 2))
     size = tl.maximum(tl.abs(even), tl.abs(odd))
     broken = tl.max(((even != even) | (odd != odd)).to(tl.int32), axis=1) > 0
     most = tl.where(broken, float("nan"), tl.max(size, axis=1))
