@@ -69,9 +69,10 @@ def sums_kernel(
     BLOCK_R: tl.constexpr,
 ):
     """sums `[splits, groups, rank by width]` = `narrow^T wide` over a split's part of the rows of a group."""
-    g, split = tl.program_id(0).to(tl.int64) // splits, tl.program_id(0) % splits
-    column = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
+    program = tl.program_id(0).to(tl.int64)
+    g, split = program // splits, program % splits
+    column = tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    r = tl.program_id(2).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     start = tl.maximum(tl.load(group_offsets + g), 0)
     end = tl.minimum(tl.load(group_offsets + g + 1), rows)
     share = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), splits), BLOCK_M) * BLOCK_M
