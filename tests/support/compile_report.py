@@ -108,7 +108,7 @@ def _record(found: dict[str, Launch], name: str, function: Any, config: dict[str
 
 def one_of_each_kernel(recorded_launches: list[Launch]) -> list[Launch]:
     """The first launch of each kernel."""
-    return list({launch.kernel.__name__: launch for launch in reversed(recorded_launches)}.values())
+    return list({id(launch.kernel): launch for launch in reversed(recorded_launches)}.values())
 
 
 def compiled_row(launch: Launch, archs: tuple[int, ...]) -> dict[str, Any]:
