@@ -87,6 +87,11 @@ def test_rows_long_enough_to_be_split(device, dtype, options):
     assert_decode_right(case, device, **options)
 
 
+@pytest.mark.parametrize("lengths", [(70, 9), (600, 1)], ids=str)
+def test_every_config(triton_config, lengths):
+    assert_decode_right(decode_case(lengths, width=16), triton_config, softcap=4.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_extreme_scores(device, dtype):
     case = decode_case((50, 700), dtype=dtype)

@@ -8,6 +8,7 @@ import torch
 from fastrlhf import kernels
 from fastrlhf.kernels.triton import interpreted, unavailable
 from tests.kernels.attention_cases import LEAVES, assert_attention_right, attention_case, with_gradients
+from tests.kernels.decode_attention_cases import decode_case
 from tests.support.configs import config_id, every_config, forced_config
 from tests.support.far import FAR, far_rows
 from tests.support.poison import poisoned_memory
@@ -61,3 +62,10 @@ def test_rows_past_2_31_elements():
         with_gradients(kernels.attention, far), with_gradients(kernels.attention, case), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not interpreted(), reason="needs Triton's interpreter")
+def test_blocks_of_a_cache_past_2_31_elements():
+    case = decode_case((20, 3), 2, 1, 16, block_size=8)
+    far = case | {name: far_rows(case[name]) for name in ("key_cache", "value_cache")}
+    assert torch.equal(kernels.decode_attention(**far), kernels.decode_attention(**case))

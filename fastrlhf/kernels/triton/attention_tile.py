@@ -29,7 +29,7 @@ def padded_width(width: int) -> int:
 
 
 def size_class(width: int, dtype: torch.dtype) -> int:
-    """Which row of a table of configurations: head dimensions up to 64, 128 and 256, of half precision, then float32"""
+    """Which row of a table of configurations: head dimensions to 64, 128 and 256 in half precision, then in float32."""
     columns = padded_width(width)
     return 3 * (dtype == torch.float32) + (columns > 64) + (columns > 128)
 
