@@ -33,11 +33,12 @@ def quantize_arguments(weight, format):
     (out, width), device = weight.shape, weight.device
     if format == "int8":
         codes = torch.empty(out, width, dtype=torch.int8, device=device)
-        scales, more = torch.empty(out, dtype=torch.float32, device=device), 0
+        scales, thresholds = torch.empty(out, dtype=torch.float32, device=device), None
     else:
         blocks = -(-width // 64)
         codes = torch.empty(out, 32 * blocks, dtype=torch.uint8, device=device)
         scales = torch.empty(out, blocks, dtype=torch.float32, device=device)
-        more = table("nf4 thresholds", device).data_ptr()  # of a table that is never freed
-    addresses = [weight.data_ptr(), codes.data_ptr(), scales.data_ptr(), more]
+        thresholds = table("nf4 thresholds", device)
+    tensors = weight, codes, scales, thresholds
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     return (TYPES[weight.dtype], format == "nf4", addresses, out, width), (codes, scales)

@@ -70,7 +70,7 @@ def down_kernel(
     """hidden `[rows, rank]` = `scaling_g x a_g^T` of each row's group, zero in rows without one."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_M
     row = first + tl.arange(0, BLOCK_M)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     total = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for g in range(groups):
         start, end = tl.load(group_offsets + g), tl.load(group_offsets + g + 1)
