@@ -44,6 +44,7 @@ CUDA_SOURCES = (
     "cuda/adamw.cu",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
+    "cuda/quantize.cu",
     "cuda/sample.cu",
 )
 

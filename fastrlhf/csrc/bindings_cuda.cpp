@@ -4,6 +4,7 @@
 
 #include "cuda/adamw_binding.h"
 #include "cuda/kernels.h"
+#include "cuda/quantize_binding.h"
 #include "cuda/sample_binding.h"
 #include "ppo_loss_binding.h"
 
@@ -28,6 +29,7 @@ PYBIND11_MODULE(_cuda, module) {
   });
 
   bind_adamw(module);
+  bind_quantize(module);
   bind_sample(module);
 
   // This library's copy of the CUDA runtime keeps a current device of its own.

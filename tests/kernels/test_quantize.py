@@ -145,7 +145,8 @@ def test_every_config_of_dequantize(choice):
         with kernels.using("reference"):
             expected = kernels.dequantize(one)
         with kernels.using("triton"), forced_config(*choice):
-            assert torch.equal(kernels.dequantize(one.to(device)).cpu(), expected)
+            actual = kernels.dequantize(one.to(device)).cpu()
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)  # a GPU may fuse
 
 
 @pytest.mark.parametrize("format", FORMATS)

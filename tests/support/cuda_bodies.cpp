@@ -7,6 +7,7 @@
 
 #include "bodies/adamw.h"
 #include "bodies/faulty.h"
+#include "bodies/quantize.h"
 #include "bodies/sample.h"
 
 using namespace fastrlhf;
@@ -60,6 +61,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
               : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
   bind_adamw_body(module);
+  bind_quantize_body(module);
   bind_sample_body(module);
   module.def("faulty", [](const std::string& kernel, uintptr_t out, bool reversed) {
     run_faulty(kernel, (int*)out, reversed);

@@ -69,8 +69,8 @@ def sums_kernel(
     BLOCK_R: tl.constexpr,
 ):
     """sums `[splits, groups, rank by width]` = `narrow^T wide` over a split's part of the rows of a group."""
-    program = tl.program_id(0).to(tl.int64)
-    g, split = program // splits, program % splits
+    part = tl.program_id(0).to(tl.int64)
+    g, split = part // splits, part % splits
     column = tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     r = tl.program_id(2).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     start = tl.maximum(tl.load(group_offsets + g), 0)
@@ -80,7 +80,7 @@ def sums_kernel(
     last = tl.minimum(first + share, end)
     total = tl.zeros((BLOCK_R, BLOCK_K), dtype=tl.float32)
     for at in range(first, last, BLOCK_M):
-        row = (at + tl.arange(0, BLOCK_M)).to(tl.int64)
+        row = at + tl.arange(0, BLOCK_M)
         n = tl.load(
             narrow + row[None, :] * rank + r[:, None],
             mask=(row < last)[None, :] & (r < rank)[:, None],
