@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from fastrlhf.kernels import dispatch
+from fastrlhf.kernels import dispatch, triton
 
 GPU_BACKENDS = ("triton", "cuda")
 
@@ -31,6 +31,17 @@ def backends_of(operation: str) -> list:
         if cell.available
         or (_counting() and cell.backend in GPU_BACKENDS and dispatch.written(operation, cell.backend))
     ]
+
+
+def interpreted() -> bool:
+    """Whether the operations of a test run in Triton's interpreter, which takes a second for a few rows."""
+    return dispatch.forced_backend() == "triton" and triton.interpreted()
+
+
+def needs_many_rows() -> None:
+    """Skip in Triton's interpreter, for a test of what others show by comparison with the reference on few rows."""
+    if interpreted():
+        pytest.skip("thousands of rows take Triton's interpreter minutes")
 
 
 def _counting() -> bool:
