@@ -9,6 +9,11 @@ from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
+from fastrlhf.kernels.linear_logprob_with_reference import (
+    LinearLogprobWithReference,
+    linear_logprob_with_reference,
+)
+from fastrlhf.kernels.linear_ppo_loss import linear_ppo_loss
 from fastrlhf.kernels.lora_linear import lora_linear
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
@@ -22,6 +27,7 @@ __all__ = [
     "AddedNorm",
     "Attention",
     "LinearLogprob",
+    "LinearLogprobWithReference",
     "PPOLoss",
     "QuantizedWeight",
     "Rope",
@@ -39,6 +45,8 @@ __all__ = [
     "left_padding",
     "linear",
     "linear_logprob",
+    "linear_logprob_with_reference",
+    "linear_ppo_loss",
     "lora_linear",
     "masked_mean",
     "masked_moments",
