@@ -113,7 +113,7 @@ def norm_backward_kernel(
     of_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     of_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(program * ROWS, rows, programs * ROWS):
-        row = first + tl.arange(0, ROWS)
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
         here = row < rows
         inside = here[:, None] & inside_row[None, :]
         g = tl.load(grad_normed + row[:, None] * normed_stride + column[None, :], mask=inside, other=0.0)
