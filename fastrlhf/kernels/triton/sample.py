@@ -9,10 +9,10 @@ from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels.sample_arguments import sample_call
 from fastrlhf.kernels.triton import exact
 
-# Eight sums of 64 bits a token, of which a thread keeps those of four: 2,048 tokens want sixteen warps.
+# A thread keeps WAYS sums of 64 bits for each of its tokens.
 CONFIGS = [
     {"BLOCK": 256, "WAYS": 8, "num_warps": 2},
-    {"BLOCK": 2048, "WAYS": 8, "num_warps": 16},
+    {"BLOCK": 2048, "WAYS": 8, "num_warps": 8},
 ]
 
 LOWEST_RANK = tl.constexpr(-2139095041)  # of -inf
@@ -155,17 +155,85 @@ def first_of(keys, columns):
     return best, tl.min(tl.where(keys == best, columns, AFTER_ALL), axis=0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "seed",
-        "step",
-        "top_k",
-        "logits_stride",
-        "seen_stride",
-        "banned_stride",
-        "columns",
-    ]
-)
+@triton.jit
+def filtered(
+    logits,
+    seen,
+    banned,
+    columns,
+    inverse,
+    penalty,
+    largest,
+    top_k,
+    top_p,
+    min_p,
+    BLOCK: tl.constexpr,
+    WAYS: tl.constexpr,
+):
+    """The logit from which on top-k, then top-p of what it leaves, and min-p keep tokens."""
+    least = tl.full((), float("-inf"), tl.float32)
+    if (top_k > 0) & (top_k < columns):
+        target = top_k.to(tl.float64)
+        least = threshold(
+            logits, seen, banned, columns, inverse, penalty, largest, least, target, False, BLOCK, WAYS
+        )
+    if top_p < 1:
+        all_of_them = tl.full((WAYS,), float("-inf"), tl.float32)
+        sums = weigh_from(
+            logits, seen, banned, columns, inverse, penalty, largest, least, all_of_them, True, BLOCK, WAYS
+        )
+        target = tl.maximum(top_p.to(tl.float64) * tl.max(sums, axis=0).to(tl.float64), 1.0)
+        nucleus = threshold(
+            logits, seen, banned, columns, inverse, penalty, largest, least, target, True, BLOCK, WAYS
+        )
+        least = tl.maximum(least, nucleus)
+    if min_p > 0:
+        least = tl.maximum(least, exact.log(tl.minimum(tl.maximum(min_p, 1e-30), 1.0)) + largest)
+    return least
+
+
+@triton.jit
+def draw(
+    logits,
+    seen,
+    banned,
+    columns,
+    inverse,
+    penalty,
+    largest,
+    least,
+    seed,
+    step,
+    row_id,
+    BLOCK: tl.constexpr,
+):
+    """The token, of those from logit `least` on, whose logit plus Gumbel noise is the largest. Column v takes word
+    v mod 4 of Philox's block v div 4."""
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    best_at = tl.zeros((BLOCK,), tl.int32)
+    same = tl.zeros((BLOCK // 4,), tl.uint32)
+    for start in range(0, columns, BLOCK):
+        block = start // 4 + tl.arange(0, BLOCK // 4)
+        word0, word1, word2, word3 = tl.philox(
+            seed,
+            block.to(tl.uint32),
+            same + step.to(tl.uint32),
+            same + row_id.to(tl.uint32),
+            same + (row_id >> 32).to(tl.uint32),
+        )
+        words = tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))
+        at = start + tl.arange(0, BLOCK)
+        drawn = read_drawn(logits, seen, banned, at, columns, inverse, penalty)
+        key = (drawn - largest) + exact.gumbel(words)
+        key = tl.where((drawn >= least) & (at < columns), key, float("-inf"))
+        best_at = tl.where(key > best, at, best_at)
+        best = tl.where(key > best, key, best)
+    _, token = first_of(best, best_at)
+    return token
+
+
+# The vocabulary and the rows' strides do not change from step to step: that they are multiples of 16 makes wide loads.
+@triton.jit(do_not_specialize=["seed", "step", "top_k"])
 def sample_kernel(
     logits,
     row_ids,
@@ -247,63 +315,34 @@ def sample_kernel(
 
     is_distribution = (largest > float("-inf")) & (largest < float("inf")) & (z == z)
     if is_distribution & ~greedy:
-        least = float("-inf")
-        top_k = setting(top_ks, top_k_stride, top_k, row)
-        if (top_k > 0) & (top_k < columns):
-            target = top_k.to(tl.float64)
-            least = threshold(
-                logits, seen, banned, columns, inverse, penalty, largest, least, target, False, BLOCK, WAYS
-            )
-        top_p = setting(top_ps, top_p_stride, top_p, row)
-        if top_p < 1:
-            everything = tl.full((WAYS,), float("-inf"), tl.float32)
-            total = weigh_from(
-                logits,
-                seen,
-                banned,
-                columns,
-                inverse,
-                penalty,
-                largest,
-                least,
-                everything,
-                True,
-                BLOCK,
-                WAYS,
-            )
-            total = tl.max(total, axis=0)
-            target = tl.maximum(top_p.to(tl.float64) * total.to(tl.float64), 1.0)
-            nucleus = threshold(
-                logits, seen, banned, columns, inverse, penalty, largest, least, target, True, BLOCK, WAYS
-            )
-            least = tl.maximum(least, nucleus)
-        min_p = setting(min_ps, min_p_stride, min_p, row)
-        if min_p > 0:
-            least = tl.maximum(least, exact.log(tl.minimum(tl.maximum(min_p, 1e-30), 1.0)) + largest)
-
-        seed = setting(seeds, seed_stride, seed, row).to(tl.int64)
-        step = setting(steps, step_stride, step, row).to(tl.int64)
-        row_id = tl.load(row_ids + row)
-        best = tl.full((BLOCK,), float("-inf"), tl.float32)
-        for start in range(0, columns, BLOCK):
-            block = start // 4 + tl.arange(0, BLOCK // 4)
-            same = tl.zeros((BLOCK // 4,), tl.uint32)
-            word0, word1, word2, word3 = tl.philox(
-                seed,
-                block.to(tl.uint32),
-                same + step.to(tl.uint32),
-                same + row_id.to(tl.uint32),
-                same + (row_id >> 32).to(tl.uint32),
-            )
-            words = tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))
-            at = start + lane
-            drawn = read_drawn(logits, seen, banned, at, columns, inverse, penalty)
-            key = tl.where(
-                (drawn >= least) & (at < columns), (drawn - largest) + exact.gumbel(words), float("-inf")
-            )
-            best_at = tl.where(key > best, at, best_at)
-            best = tl.where(key > best, key, best)
-        _, token = first_of(best, best_at)
+        least = filtered(
+            logits,
+            seen,
+            banned,
+            columns,
+            inverse,
+            penalty,
+            largest,
+            setting(top_ks, top_k_stride, top_k, row),
+            setting(top_ps, top_p_stride, top_p, row),
+            setting(min_ps, min_p_stride, min_p, row),
+            BLOCK,
+            WAYS,
+        )
+        token = draw(
+            logits,
+            seen,
+            banned,
+            columns,
+            inverse,
+            penalty,
+            largest,
+            least,
+            setting(seeds, seed_stride, seed, row).to(tl.int64),
+            setting(steps, step_stride, step, row).to(tl.int64),
+            tl.load(row_ids + row),
+            BLOCK,
+        )
 
     token = tl.where(is_distribution, token, 0)
     chosen = tl.load(logits + token).to(tl.float32) * inverse
