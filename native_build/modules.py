@@ -40,6 +40,7 @@ CPU_SOURCES = (
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",
+    "cuda/decode_attention.cu",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
     "cuda/sample.cu",

@@ -2,6 +2,7 @@
 // fastrlhf/device/launch.py turns into an exception. Imports without a driver.
 #include <cuda_bf16.h>
 
+#include "cuda/decode_attention_binding.h"
 #include "cuda/kernels.h"
 #include "cuda/sample_binding.h"
 #include "ppo_loss_binding.h"
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_cuda, module) {
                : launch_ppo_loss(ppo_loss_arrays<float>(addresses), scratch, tokens, options, stream);
   });
 
+  bind_decode_attention(module);
   bind_sample(module);
 
   // This library's copy of the CUDA runtime keeps a current device of its own.

@@ -5,6 +5,7 @@
 #include "cuda/ppo_loss.cuh"
 #include "ppo_loss_binding.h"
 
+#include "bodies/decode_attention.h"
 #include "bodies/faulty.h"
 #include "bodies/sample.h"
 
@@ -58,6 +59,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
     (bfloat16 ? run_ppo_loss<__nv_bfloat16>
               : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
+  bind_decode_attention_body(module);
   bind_sample_body(module);
   module.def("faulty", [](const std::string& kernel, uintptr_t out, bool reversed) {
     run_faulty(kernel, (int*)out, reversed);
