@@ -42,6 +42,7 @@ CPU_SOURCES = (
 CUDA_SOURCES = (
     "bindings_cuda.cpp",
     "cuda/adamw.cu",
+    "cuda/decode_attention.cu",
     "cuda/gae.cu",
     "cuda/ppo_loss.cu",
     "cuda/quantize.cu",

@@ -6,6 +6,7 @@
 #include "ppo_loss_binding.h"
 
 #include "bodies/adamw.h"
+#include "bodies/decode_attention.h"
 #include "bodies/faulty.h"
 #include "bodies/quantize.h"
 #include "bodies/sample.h"
@@ -62,6 +63,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
   });
   bind_adamw_body(module);
   bind_quantize_body(module);
+  bind_decode_attention_body(module);
   bind_sample_body(module);
   module.def("faulty", [](const std::string& kernel, uintptr_t out, bool reversed) {
     run_faulty(kernel, (int*)out, reversed);

@@ -79,7 +79,7 @@ FASTRLHF_INLINE void add_weighted(float* to, float factor, const float* weights,
 }
 
 // outputs: [group, width], not yet divided by the sums; softmax: [group].
-FASTRLHF_INLINE void attend(const DecodeProblem& p, const Part& part, float* outputs, Softmax* softmax) {
+FASTRLHF_INLINE void attend(const DecodeProblem<float>& p, const Part& part, float* outputs, Softmax* softmax) {
   const int64_t group = p.heads / p.key_heads;
   const float* query = p.query + (part.row * p.heads + part.key_head * group) * p.width;
   std::fill(outputs, outputs + group * p.width, 0.0f);
@@ -95,7 +95,7 @@ FASTRLHF_INLINE void attend(const DecodeProblem& p, const Part& part, float* out
         return;
       }
       const int64_t slot = (first + i) % p.block_size;
-      const auto place = [&](const Cache& cache) {
+      const auto place = [&](const Cache<float>& cache) {
         return cache.data + block * cache.block_stride + slot * cache.slot_stride +
                part.key_head * cache.head_stride;
       };
@@ -116,20 +116,20 @@ FASTRLHF_INLINE void attend(const DecodeProblem& p, const Part& part, float* out
   }
 }
 
-typedef void Attend(const DecodeProblem&, const Part&, float*, Softmax*);
+typedef void Attend(const DecodeProblem<float>&, const Part&, float*, Softmax*);
 
-void attend_portable(const DecodeProblem& p, const Part& part, float* outputs, Softmax* softmax) {
+void attend_portable(const DecodeProblem<float>& p, const Part& part, float* outputs, Softmax* softmax) {
   attend(p, part, outputs, softmax);
 }
 
 #ifdef FASTRLHF_HAS_AVX2_VERSION
-FASTRLHF_AVX2 void attend_avx2(const DecodeProblem& p, const Part& part, float* outputs, Softmax* softmax) {
+FASTRLHF_AVX2 void attend_avx2(const DecodeProblem<float>& p, const Part& part, float* outputs, Softmax* softmax) {
   attend(p, part, outputs, softmax);
 }
 #endif
 
 // Every part of every row that has positions to see; rows that have none, or are wrong, are filled.
-std::vector<Part> parts_of(const DecodeProblem& p, float* output) {
+std::vector<Part> parts_of(const DecodeProblem<float>& p, float* output) {
   std::vector<Part> parts;
   for (int64_t row = 0; row < p.rows; ++row) {
     const int64_t length = p.lengths[row];
@@ -148,7 +148,7 @@ std::vector<Part> parts_of(const DecodeProblem& p, float* output) {
 }
 
 // The parts [begin, end) are those of one row and key-value head.
-void merge(const DecodeProblem& p, const std::vector<Part>& parts, int64_t begin, int64_t end,
+void merge(const DecodeProblem<float>& p, const std::vector<Part>& parts, int64_t begin, int64_t end,
            const float* outputs, const Softmax* softmax, float* output) {
   const int64_t group = p.heads / p.key_heads;
   for (int64_t head = 0; head < group; ++head) {
@@ -169,7 +169,7 @@ void merge(const DecodeProblem& p, const std::vector<Part>& parts, int64_t begin
 
 }  // namespace
 
-void decode_attention(const DecodeProblem& p, float* output) {
+void decode_attention(const DecodeProblem<float>& p, float* output) {
   Attend* run = attend_portable;
 #ifdef FASTRLHF_HAS_AVX2_VERSION
   if (use_avx2()) run = attend_avx2;
