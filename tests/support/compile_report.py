@@ -77,33 +77,41 @@ class NoGPU:
 
 
 def recorded(package: ModuleType = launches) -> list[Launch]:
-    """Every launch of the package's modules, then the first of each operation with every configuration forced."""
+    """Every launch of the package's modules; a configuration that none of them chooses is forced on the first."""
     found: dict[str, Launch] = {}
     for module in pkgutil.iter_modules(package.__path__):
         named = import_module(f"{package.__name__}.{module.name}").LAUNCHES
         for name, function in named.items():
             _record(found, name, function)
-        first, function = next(iter(named.items()))
+        name, function = next(iter(named.items()))
         for owner, config in every_config(module.name):
-            with forced_config(owner, config):
-                _record(found, first, function, config)
+            if not any(_chooses(launch, owner, config) for launch in found.values()):
+                text = " ".join(f"{key}={value}" for key, value in config.items())
+                with forced_config(owner, config):
+                    _record(found, f"{name} | {text}", function, (owner, config))
     return list(found.values())
 
 
-def _record(found: dict[str, Launch], name: str, function: Any, config: dict[str, Any] | None = None) -> None:
+def _record(
+    found: dict[str, Launch],
+    name: str,
+    function: Any,
+    forced: tuple[ModuleType, dict[str, Any]] | None = None,
+) -> None:
     seen: list[tuple[Any, ...]] = []
     with observing_triton(lambda *launch: seen.append(launch)):
         function()
     for kernel, grid, args, meta in seen:
-        if config is not None and not config.items() <= meta.items():
-            continue  # another kernel of the same launcher
-        parts = [kernel.__name__, name] + (
-            [] if config is None else [" ".join(f"{k}={v}" for k, v in config.items())]
-        )
-        title, again = " | ".join(parts), 2
+        title, again = f"{kernel.__name__} | {name}", 2
         while title in found:
-            title, again = f"{' | '.join(parts)} | {again}", again + 1
-        found[title] = Launch(title, kernel, grid, args, meta)
+            title, again = f"{kernel.__name__} | {name} | {again}", again + 1
+        launch = Launch(title, kernel, grid, args, meta)
+        if forced is None or _chooses(launch, *forced):  # no other kernel of the same launcher
+            found[title] = launch
+
+
+def _chooses(launch: Launch, owner: ModuleType, config: dict[str, Any]) -> bool:
+    return launch.kernel.fn.__module__ == owner.__name__ and config.items() <= launch.meta.items()
 
 
 def one_of_each_kernel(recorded_launches: list[Launch]) -> list[Launch]:

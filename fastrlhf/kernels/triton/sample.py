@@ -182,7 +182,9 @@ def filtered(
         sums = weigh_from(
             logits, seen, banned, columns, inverse, penalty, largest, least, all_of_them, True, BLOCK, WAYS
         )
-        target = tl.maximum(tl.full((), top_p, tl.float32).to(tl.float64) * tl.max(sums, axis=0).to(tl.float64), 1.0)
+        target = tl.maximum(
+            tl.full((), top_p, tl.float32).to(tl.float64) * tl.max(sums, axis=0).to(tl.float64), 1.0
+        )
         nucleus = threshold(
             logits, seen, banned, columns, inverse, penalty, largest, least, target, True, BLOCK, WAYS
         )
