@@ -16,7 +16,7 @@ from fastrlhf.kernels.triton.lora_linear_down import rank_block
 # of NF4. Decoding has few rows, and then it is the weight's bytes in flight that count.
 CONFIGS = [
     {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
-    {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
+    {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
     {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
 ]
 FEW_ROWS = 16
@@ -27,7 +27,8 @@ SWIZZLE = 8
 def choose_config(rows: int, dtype: torch.dtype) -> dict:
     """The flat tile for few rows, the large one for many in two bytes a number.
 
-    The small one is float32's, whose products are not a tensor core's: tiles of 64 spilled kilobytes.
+    The low one is float32's, whose products are not a tensor core's: 64 rows spilled kilobytes. Columns and depth are
+    multiples of 64, nf4's block.
     """
     if dtype == torch.float32:
         return CONFIGS[1]
