@@ -24,7 +24,7 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft",
 # What a user loses with each module, and what has to be there before building again helps.
 MODULES = {
     "_cpu": (
-        "on a CPU loss and advantages run in plain PyTorch: the same results, at [64, 512] 5 and 200 times "
+        "on a CPU loss and advantages run in plain PyTorch: the same results, at [64, 512] several and 200 times "
         "slower (docs/performance.md)",
         "a C++ compiler (g++ 9 or newer, or clang++)",
     ),
