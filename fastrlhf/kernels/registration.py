@@ -1,8 +1,9 @@
 """Registers operations with `torch.library`, and spares plain tensors the way through PyTorch's dispatcher.
 
 An operation has to be known to the dispatcher for torch.compile, meta tensors and tensor subclasses. On plain tensors
-that way, with autograd, takes longer than many a kernel: `bench_ppo_loss` at [16, 64] shows what is left of it. Operations
-that change their arguments (`adamw`, `rope_inplace`) stay with `torch.library.custom_op`, which counts their versions.
+that way, with autograd, takes longer than many a kernel; `bench_ppo_loss` at [16, 64] shows what is left of it.
+Operations that change their arguments (`adamw`, `rope_inplace`) stay with `torch.library.custom_op`, which counts their
+versions.
 """
 
 from __future__ import annotations
