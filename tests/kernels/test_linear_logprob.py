@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastrlhf import kernels
 from fastrlhf.kernels.linear_logprob import _linear_logprob
 from fastrlhf.kernels.reference.linear_logprob import TILE_ROWS
+from tests.support.backends import interpreted
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -236,18 +238,24 @@ def used_memory(rows, device, dtype, needed):
     return forward, both
 
 
+@pytest.fixture
+def few_held_gradients(monkeypatch):
+    """The block of gradients that the Triton kernels hold, which a card's cache decides, made small for a toy."""
+    if importlib.util.find_spec("triton"):
+        module = importlib.import_module("fastrlhf.kernels.triton.linear_logprob_gradient")
+        monkeypatch.setattr(module, "HELD", 1 << 14)
+
+
 @pytest.mark.parametrize("needed", [LEAVES[:1], LEAVES], ids=["hidden_states", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_is_tiles_never_whole_logits(device, dtype, needed):
-    few, many = 1024, 2048
+def test_memory_is_tiles_never_whole_logits(device, dtype, needed, few_held_gradients):
+    few, many = (64, 128) if interpreted() else (1024, 2048)
     for small, large in zip(
         used_memory(few, device, dtype, needed), used_memory(many, device, dtype, needed), strict=True
     ):
-        assert large.largest <= many * 2003 * 4 / 8, "tiles of the logits"
+        assert large.largest <= many * 2003 * 4 / 7, "tiles of the logits"
         per_row = (large.peak - small.peak) / (many - few)
-        assert per_row <= 4 * 12 * 8, (
-            "slopes, their sums over parts of the vocabulary, gradients: all of width 8"
-        )
+        assert per_row <= 2003 * 4 / 10, "slopes, gradients, and the sums of each part of the vocabulary"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what 3.9 does unasked, with a warning
 
+import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
@@ -101,13 +102,27 @@ def _record(
     seen: list[tuple[Any, ...]] = []
     with observing_triton(lambda *launch: seen.append(launch)):
         function()
-    for kernel, grid, args, meta in seen:
+    different = {
+        _specialisation(kernel, args, meta): (kernel, grid, args, meta) for kernel, grid, args, meta in seen
+    }
+    for kernel, grid, args, meta in different.values():
         title, again = f"{kernel.__name__} | {name}", 2
         while title in found:
             title, again = f"{kernel.__name__} | {name} | {again}", again + 1
         launch = Launch(title, kernel, grid, args, meta)
         if forced is None or _chooses(launch, *forced):  # no other kernel of the same launcher
             found[title] = launch
+
+
+def _specialisation(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> tuple[Any, ...]:
+    """What Triton compiles a kernel anew for: launches in a loop mostly differ by their addresses alone."""
+    kinds = [
+        (arg.dtype, arg.storage_offset() * arg.itemsize % 16 == 0)
+        if isinstance(arg, torch.Tensor)
+        else (type(arg), isinstance(arg, int) and (arg % 16 == 0, arg == 1))
+        for arg in args
+    ]
+    return kernel, tuple(kinds), tuple(sorted(meta.items()))
 
 
 def _chooses(launch: Launch, owner: ModuleType, config: dict[str, Any]) -> bool:

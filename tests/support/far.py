@@ -36,14 +36,15 @@ def far_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def programs_from(first: int) -> Iterator[None]:
-    """In the block the interpreter's programs along the first axis count from `first`: the last ones of a launch too
-    large to run. For kernels of contiguous tensors, whose stride is their size."""
+def programs_from(first: int, axis: int = 0) -> Iterator[None]:
+    """In the block the interpreter's programs along an axis count from `first`: the last ones of a launch too large to
+    run. For kernels of contiguous tensors, whose stride is their size."""
+    counted = axis
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def program_id(self, axis):
-        number = self.grid_idx[axis] + (first if axis == 0 else 0)
+        number = self.grid_idx[axis] + (first if axis == counted else 0)
         return TensorHandle(np.array([number], dtype=np.int32), tl.int32)
 
     with patch.object(InterpreterBuilder, "create_get_program_id", program_id):
