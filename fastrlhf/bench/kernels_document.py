@@ -60,7 +60,8 @@ def _of_targets(rows: Sequence[Row], goals: Sequence[Target]) -> list[tuple[str,
         reached, verdicts = [], []
         for row in filter(is_kernel, rows):
             if goal in targets_of(goals, row.operation, row.case):
-                _, value, verdict = next(found for found in judged(row) if found[0] == str(goal))
+                judgements = (found[1:] for found in judged(row) if found[0] == str(goal))
+                value, verdict = next(judgements, ("", "not measured"))
                 reached.append(float(value or "nan"))
                 verdicts.append(verdict)
         if not verdicts:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrlhf.bench.kernels import Row
-from fastrlhf.bench.kernels_view import NAMES, by_operation, is_kernel, judged
+from fastrlhf.bench.kernels_view import NAMES, by_operation, is_kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = 3
-_BAR, _HEAD = 0.19, 0.75  # inches: a bar, and what a panel needs besides
+_BAR, _HEAD, _FOOT = 0.19, 0.75, 0.8  # inches: a bar, what a panel needs besides, and the caption
 _MOST = 42  # bars of one panel: an operation with more has several
 
 
@@ -34,21 +34,21 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     columns = _side_by_side([_HEAD + _BAR * len(bars) for _, bars in panels])
     height = max(bottom for column in columns for _, _, bottom in column)
     width = 6.4 * len(columns)
-    figure = pyplot.figure(figsize=(width, height + 0.6), facecolor=LIGHT.paper)
+    figure = pyplot.figure(figsize=(width, height + _FOOT), facecolor=LIGHT.paper)
     speeds = [row.speedup for _, bars in panels for row in bars]
     limits = min(0.5, *speeds) / 1.2, max(2.0, *speeds) * 2.5
     for c, column in enumerate(columns):
         for index, top, bottom in column:
             name, bars = panels[index]
             left = (c + 0.47) / len(columns)
-            place = (left, (height - bottom + 0.4) / (height + 0.6))
-            size = (0.5 / len(columns), (bottom - top - _HEAD) / (height + 0.6))
+            place = (left, (height - bottom + _FOOT - 0.2) / (height + _FOOT))
+            size = (0.5 / len(columns), (bottom - top - _HEAD) / (height + _FOOT))
             axes = figure.add_axes((*place, *size))
             _panel(axes, name, bars, limits)
     figure.text(
         0.5,
-        0.1 / (height + 0.6),
-        "times faster than the best of PyTorch, torch.compile and named peers (dashed: as fast; line across a bar: target)",
+        0.15 / (height + _FOOT),
+        "times faster than the best of PyTorch, torch.compile and named peers (orange: misses a target of its own)",
         ha="center",
         color=LIGHT.ink,
     )
@@ -75,7 +75,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], limits: tuple[float, floa
     names = [
         f"{row.case} ({NAMES.get(row.contender, row.contender)})" if several else row.case for row in rows
     ]
-    missed = ["missed" in row.verdict for row in rows]
+    colours = [LIGHT.lines[1] if "missed" in row.verdict else LIGHT.lines[0] for row in rows]
     spread = [
         [row.speedup - row.speedup_low for row in rows],
         [row.speedup_high - row.speedup for row in rows],
@@ -84,7 +84,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], limits: tuple[float, floa
         range(len(rows)),
         [row.speedup for row in rows],
         xerr=spread,
-        color=[LIGHT.lines[1] if one else LIGHT.lines[0] for one in missed],
+        color=colours,
         ecolor=LIGHT.muted,
         height=0.72,
     )
@@ -92,9 +92,6 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], limits: tuple[float, floa
         axes.annotate(
             f" {row.speedup:.3g}", (row.speedup_high, position), va="center", fontsize=7, color=LIGHT.ink
         )
-        for target, _, _ in judged(row):
-            if target.endswith("x best"):
-                axes.plot([float(target.split()[0])] * 2, [position - 0.45, position + 0.45], color=LIGHT.ink)
     axes.axvline(1, color=LIGHT.limit, linestyle="--", linewidth=1)
     axes.set_title(name, loc="left", fontsize=10, fontweight="bold", color=LIGHT.ink)
     axes.set_xscale("log")

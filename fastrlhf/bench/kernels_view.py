@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
@@ -82,6 +83,8 @@ def show(rows: Sequence[Row]) -> None:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file, or a pipe, has no width
+        console.width = 110
     for operation, group in by_operation(rows):
         console.print(table(operation, group))
     verdicts = [verdict for row in rows for verdict in row.verdict.split("; ") if verdict]
@@ -98,11 +101,11 @@ def table(operation: str, rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     found = Table(title=operation, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    found.add_column("case", max_width=42)
+    found.add_column("case", min_width=30)
     found.add_column("contender", no_wrap=True)
     for name in ("ms", "20 to 80 %", "times faster", "GB/s"):
         found.add_column(name, justify="right", no_wrap=True)
-    found.add_column("target", max_width=24)
+    found.add_column("target", min_width=14)
     case = None
     for row in rows:
         spread = f"{row.p20_ms:.3g} to {row.p80_ms:.3g}"
