@@ -100,23 +100,34 @@ def table(operation: str, rows: Sequence[Row]) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    found = Table(title=operation, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    found.add_column("case", min_width=30)
+    found = Table(
+        title=operation, title_justify="left", title_style="bold", box=SIMPLE, collapse_padding=True
+    )
+    found.add_column("case")
     found.add_column("contender", no_wrap=True)
-    for name in ("ms", "20 to 80 %", "times faster", "GB/s"):
+    for name in ("ms", "20 to 80 %", "faster", "GB/s"):
         found.add_column(name, justify="right", no_wrap=True)
-    found.add_column("target", min_width=14)
+    found.add_column("target")
     case = None
     for row in rows:
-        spread = f"{row.p20_ms:.3g} to {row.p80_ms:.3g}"
-        gbps = "" if row.gbps is None else f"{row.gbps:.3g}"
-        ratio = f"{row.speedup:.2f}"
+        cells = (
+            "" if row.case == case else row.case,
+            NAMES.get(row.contender, row.contender),
+            _number(row.p50_ms),
+            f"{_number(row.p20_ms)}-{_number(row.p80_ms)}",
+            f"{row.speedup:.2f} x",
+            _number(row.gbps),
+            _told(row),
+        )
         style = "bold" if is_kernel(row) else "dim" if row.contender == "reference" else None
-        name = "" if row.case == case else row.case
-        contender = NAMES.get(row.contender, row.contender)
-        found.add_row(*(name, contender, f"{row.p50_ms:.3g}", spread, ratio, gbps, _told(row)), style=style)
+        found.add_row(*cells, style=style)
         case = row.case
     return found
+
+
+def _number(value: float | None) -> str:
+    """Three digits, and no powers of ten."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _told(row: Row) -> str:
