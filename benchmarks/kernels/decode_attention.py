@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.contenders import beside
 from fastrlhf import kernels
 
 OPERATION = "decode_attention"
@@ -22,7 +23,10 @@ def plain(query, keys, values, mask):
     )
 
 
+# scaled_dot_product_attention is one operation to the compiler too.
+@beside(compiled=False)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@torch.inference_mode()
 def bench_decode_attention(measure, device, shape):
     torch.manual_seed(0)
     rows, positions, heads, key_heads, width = shape
@@ -34,6 +38,7 @@ def bench_decode_attention(measure, device, shape):
     padded = torch.randn(2, rows, key_heads, positions, width, device=device).unbind(0)
     mask = (torch.arange(positions, device=device) >= positions - lengths[:, None])[:, None, None]
     measure(
-        lambda: plain(query, *padded, mask),
+        f"{rows} x {positions} positions, {heads}/{key_heads} heads",
         lambda: kernels.decode_attention(query, *caches, table, lengths),
+        eager=lambda: plain(query, *padded, mask),
     )

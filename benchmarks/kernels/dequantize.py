@@ -16,4 +16,8 @@ OPERATION = "dequantize"
 def bench_dequantize(measure, device, shape, format):
     torch.manual_seed(0)
     weight = kernels.quantize(torch.randn(shape, device=device), format)
-    measure(lambda: plain(*weight[:5], torch.float32), lambda: kernels.dequantize(weight))
+    measure(
+        f"{list(shape)} {format}",
+        lambda: kernels.dequantize(weight),
+        eager=lambda: plain(*weight[:5], torch.float32),
+    )

@@ -39,17 +39,11 @@ def bench_ppo_loss(measure, device, shape):
     def backward(loss):
         return torch.autograd.grad(loss, [logprobs, values])
 
-    measure(
-        lambda: backward(plain(logprobs, old_logprobs, advantages, mask, values, old_values, returns)),
-        lambda: backward(
-            kernels.ppo_loss(
-                logprobs,
-                old_logprobs,
-                advantages,
-                mask,
-                values=values,
-                old_values=old_values,
-                returns=returns,
-            ).loss
-        ),
-    )
+    def ours():
+        others = {"values": values, "old_values": old_values, "returns": returns}
+        return backward(kernels.ppo_loss(logprobs, old_logprobs, advantages, mask, **others).loss)
+
+    def eager():
+        return backward(plain(logprobs, old_logprobs, advantages, mask, values, old_values, returns))
+
+    measure(f"{list(shape)}", ours, eager=eager)

@@ -16,4 +16,8 @@ OPERATION = "quantize"
 def bench_quantize(measure, device, shape, format):
     torch.manual_seed(0)
     weight = torch.randn(shape, device=device)
-    measure(lambda: plain(weight, format), lambda: kernels.quantize(weight, format))
+    measure(
+        f"{list(shape)} {format}",
+        lambda: kernels.quantize(weight, format),
+        eager=lambda: plain(weight, format),
+    )

@@ -39,17 +39,18 @@ def _kernels(arguments: argparse.Namespace) -> int:
         raise SystemExit(f"fastrlhf bench: no cases for {', '.join(unknown)}; there are: {', '.join(known)}")
     if arguments.rounds < 1 or arguments.threads < 1:
         raise SystemExit("fastrlhf bench: --rounds and --threads take whole numbers of at least 1")
-    from fastrlhf.bench import kernels
+    from fastrlhf.bench import kernels, kernels_plot, kernels_view
+    from fastrlhf.bench.targets import read_targets
 
     files = [CASES / f"{name}.py" for name in arguments.operations or known]
     rounds = [
         kernels.time_round(files, threads=arguments.threads, compiled=not arguments.no_compiled)
         for _ in range(arguments.rounds)
     ]
-    rows = kernels.summarise(rounds)
+    rows = kernels.summarise(rounds, read_targets(CASES / "targets.csv"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    kernels.write_csv(rows, arguments.out / "kernels.csv")
-    kernels.draw(rows, arguments.out / "kernels.png")
-    kernels.show(rows)
+    kernels_view.write_csv(rows, arguments.out / "kernels.csv")
+    kernels_plot.draw(kernels_view.read_csv(arguments.out / "kernels.csv"), arguments.out / "kernels.png")
+    kernels_view.show(rows)
     print(f"{arguments.out / 'kernels.csv'}, {arguments.out / 'kernels.png'}")
     return 0

@@ -51,10 +51,12 @@ def launch_triton(kernel: Any, grid: tuple[int, ...], device: torch.device, *arg
     Args:
         kernel: a function made by `triton.jit`.
         grid: the number of programs along each axis; nothing is launched if one is zero.
-        args: the kernel's arguments; meta: its constexpr parameters, `num_warps` and `num_stages`.
+        args: the kernel's arguments; meta: its constexpr parameters, `num_warps` and `num_stages`. A product and a sum
+            become one instruction unless it says `enable_fp_fusion=False` (Triton's own default is about to change).
     """
     if 0 in grid:
         return
+    meta = {"enable_fp_fusion": True, **meta}
     if observer := _observer.get():
         observer(kernel, grid, args, meta)
         return

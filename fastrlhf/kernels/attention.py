@@ -9,6 +9,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import matrix_inputs
 from fastrlhf.kernels.checks import (
     FLOATS,
     check_at_least,
@@ -73,6 +74,7 @@ def attention(
 
     Memory: the outputs. No kernel holds a score matrix, forward or backward; the reference holds one sequence's.
     """
+    query, key, value = matrix_inputs(query, key, value)
     check_dims("query", query, 3, "[T, H, D]")
     check_dtype("query", query, FLOATS)
     tokens, heads, width = query.shape

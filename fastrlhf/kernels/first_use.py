@@ -5,6 +5,8 @@ Verdicts are remembered in the user's cache folder (`verified.json`), and renewe
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -18,6 +20,7 @@ from fastrlhf.cache import cache_dir
 from fastrlhf.kernels.verify import Verdict, verify
 from fastrlhf.version import __version__
 
+_PACKAGE = Path(__file__).parent
 _UNKNOWN = object()
 _verdicts: dict[tuple[str, str, torch.device], str | None] = {}
 
@@ -71,13 +74,22 @@ def _first_use(operation: str, backend: str, device: torch.device) -> str | None
 def _key(operation: str, backend: str, device: torch.device) -> str:
     """What a verdict holds for."""
     versions = [f"fastrlhf {__version__}", f"torch {torch.__version__}", f"triton {_triton_version()}"]
-    return ", ".join([operation, backend, _card(device), *versions, *_written(operation, backend)])
+    return ", ".join([operation, backend, _card(device), *versions, _written(backend)])
 
 
-def _written(operation: str, backend: str) -> list[str]:
-    """When the kernel's files were written: one that was edited or built again since is another kernel."""
-    modules = [f"fastrlhf.kernels.{backend}.{operation}", *(["fastrlhf._cuda"] if backend == "cuda" else [])]
-    return [str(os.stat(importlib.util.find_spec(module).origin).st_mtime_ns) for module in modules]
+@functools.cache
+def _written(backend: str) -> str:
+    """A hash of what the backend's kernels are made of: after an edit or a build they are other kernels.
+
+    Of all files, since one kernel imports from others; of a compiled module its time, since it is large.
+    """
+    found = hashlib.sha256()
+    for path in sorted([*(_PACKAGE / backend).glob("*.py"), *_PACKAGE.glob("*.py")]):
+        found.update(path.name.encode() + path.read_bytes())
+    if backend == "cuda":
+        module = importlib.util.find_spec("fastrlhf._cuda")
+        found.update(str(module and os.stat(module.origin).st_mtime_ns).encode())
+    return found.hexdigest()[:16]
 
 
 def _card(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import float32_inputs
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
 from fastrlhf.kernels.registration import operation
 
@@ -55,6 +56,7 @@ def gae(
     float64 temporaries of that size for the moments (a column at a time they took 20 ms for [64, 512] on
     one core, not 12.5).
     """
+    rewards, values = float32_inputs(rewards, values)
     check_dims("rewards", rewards, 2, "[B, T]")
     check_dtype("rewards", rewards, FLOATS)
     check_shape("values", values, tuple(rewards.shape), "[B, T]")

@@ -8,6 +8,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import matrix_inputs
 from fastrlhf.kernels.base_weight import BaseWeight, check_base
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
 from fastrlhf.kernels.registration import operation
@@ -35,6 +36,7 @@ def linear(x: torch.Tensor, weight: BaseWeight, bias: torch.Tensor | None = None
     """
     if x.dim() == 0:
         raise ValueError("x has shape [], expected [..., in]")
+    x, bias = matrix_inputs(x, bias)
     check_dtype("x", x, FLOATS)
     parts = check_base(weight, x.shape[-1])
     if bias is not None:

@@ -8,6 +8,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import matrix_inputs
 from fastrlhf.kernels.checks import (
     FLOATS,
     check_at_least,
@@ -63,6 +64,7 @@ def linear_logprob(
     backward computes the tiles again. With a frozen one the forward keeps the derivatives of each row's outputs in its
     hidden state, `[N, D]` each, float32 (one without `entropy_grad`), and the backward is elementwise.
     """
+    hidden_states, weight, bias = matrix_inputs(hidden_states, weight, bias)
     check_dims("hidden_states", hidden_states, 2, "[N, D]")
     check_dtype("hidden_states", hidden_states, FLOATS)
     check_dims("weight", weight, 2, "[V, D]")

@@ -6,6 +6,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import matrix_inputs
 from fastrlhf.kernels.base_weight import BaseWeight, check_base
 from fastrlhf.kernels.checks import FLOATS, check_dims, check_dtype, check_same_device, check_shape
 from fastrlhf.kernels.registration import operation
@@ -45,6 +46,7 @@ def lora_linear(
     Memory: `[N, r]` besides the result, kept for the backward. A quantised weight is never held in full, and a weight
     that is not float32 is never converted in full, but for the reference, which does both.
     """
+    x, lora_A, lora_B, bias = matrix_inputs(x, lora_A, lora_B, bias)
     check_dims("x", x, 2, "[N, in]")
     check_dtype("x", x, FLOATS)
     width = x.shape[1]

@@ -8,6 +8,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import float32_inputs
 from fastrlhf.kernels.checks import FLOATS, check_at_least, check_dtype, check_same_device, check_shape
 from fastrlhf.kernels.registration import operation
 
@@ -78,12 +79,11 @@ def layer_norm(
 
     Memory: the outputs; for the backward the rows that were normalised and two float32 a row.
     """
-    check_shape("bias", bias, tuple(weight.shape), "[D]")
-    check_dtype("bias", bias, (hidden_states.dtype,))
     return _checked(hidden_states, weight, bias, residual, eps, 0.0, False)
 
 
 def _checked(hidden_states, weight, bias, residual, eps, weight_offset, cast_before_weight):
+    hidden_states, weight, bias, residual = float32_inputs(hidden_states, weight, bias, residual)
     check_dtype("hidden_states", hidden_states, FLOATS)
     if hidden_states.dim() == 0 or hidden_states.shape[-1] == 0:
         raise ValueError(
@@ -91,6 +91,9 @@ def _checked(hidden_states, weight, bias, residual, eps, weight_offset, cast_bef
         )
     check_shape("weight", weight, (hidden_states.shape[-1],), "[D]")
     check_dtype("weight", weight, (hidden_states.dtype,))
+    if bias is not None:
+        check_shape("bias", bias, tuple(weight.shape), "[D]")
+        check_dtype("bias", bias, (hidden_states.dtype,))
     if residual is not None:
         check_shape("residual", residual, tuple(hidden_states.shape), "[..., D]")
         check_dtype("residual", residual, (hidden_states.dtype,))

@@ -10,6 +10,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import float32_inputs
 from fastrlhf.kernels.checks import (
     FLOATS,
     check_at_least,
@@ -105,6 +106,10 @@ def ppo_loss(
 
     Memory: the gradients (like their inputs), kept from the forward to the backward, and nothing else.
     """
+    logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights = float32_inputs(
+        logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights
+    )
+    values, old_values, returns = float32_inputs(values, old_values, returns)
     shape = tuple(logprobs.shape)
     check_dtype("logprobs", logprobs, FLOATS)
     given = {

@@ -7,12 +7,12 @@ import torch
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """`[..., D]` as `[N, D]`: a view where its strides allow one, else a copy."""
-    return _unit_stride(tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0))
+    return with_dense_rows(tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0))
 
 
 def as_tokens(heads: torch.Tensor) -> torch.Tensor:
     """`[..., H, D]` as `[T, H, D]`: a view where its strides allow one, else a copy."""
-    return _unit_stride(heads.flatten(0, -3) if heads.dim() > 2 else heads.unsqueeze(0))
+    return with_dense_rows(heads.flatten(0, -3) if heads.dim() > 2 else heads.unsqueeze(0))
 
 
 def as_one_row(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -22,5 +22,6 @@ def as_one_row(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [as_rows(tensor) for tensor in tensors]
 
 
-def _unit_stride(tensor: torch.Tensor) -> torch.Tensor:
+def with_dense_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where the numbers of a row lie side by side, a contiguous copy elsewhere."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastrlhf.device.launch import LaunchError, launch
+from fastrlhf.device.launch import LaunchError, launch, launch_triton, observing_triton
 from fastrlhf.kernels import native
 
 
@@ -83,3 +83,12 @@ class TestWithoutADriver:
         assert self.cuda.error_name(error) == "cudaErrorInsufficientDriver"
         error = self.cuda.ppo_loss(False, [0] * 17, 0, 10, [0.1] * 8, 3, 0)
         assert self.cuda.error_name(error) == "cudaErrorInsufficientDriver"
+
+
+def test_a_triton_kernel_fuses_products_and_sums_unless_it_says_otherwise():
+    """Said each time: what an unsaid one does changes with Triton's version."""
+    seen = []
+    with observing_triton(lambda kernel, grid, args, meta: seen.append(meta)):
+        launch_triton(None, (1,), torch.device("meta"), BLOCK=8)
+        launch_triton(None, (1,), torch.device("meta"), enable_fp_fusion=False)
+    assert seen == [{"enable_fp_fusion": True, "BLOCK": 8}, {"enable_fp_fusion": False}]

@@ -85,3 +85,13 @@ def tensors(tree: object) -> list[torch.Tensor]:
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
+
+
+def test_every_operation_has_a_reference_and_every_triton_one_has_launches():
+    for operation in dispatch.OPERATIONS:
+        assert dispatch.written(operation, "reference"), operation
+        if dispatch.written(operation, "triton"):
+            # a product's gradients are launched by the module of the product
+            stem = operation.removesuffix("_backward")
+            modules = [f"tests.support.launches.{name}" for name in (operation, stem)]
+            assert any(find_spec(name) for name in modules), f"tests/support/launches/{operation}.py"

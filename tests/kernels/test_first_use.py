@@ -41,7 +41,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(first_use, "verify", lambda *key: verify(*key[:2], torch.device("cpu")))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu.card)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.capturing)
-    monkeypatch.setattr(first_use, "_written", lambda *key: [str(gpu.written)])
+    monkeypatch.setattr(first_use, "_written", lambda backend: str(gpu.written))
     monkeypatch.setenv("FASTRLHF_CACHE", str(tmp_path))
     monkeypatch.setattr(first_use, "_verdicts", {})
     monkeypatch.delenv("FASTRLHF_BACKEND", raising=False)
@@ -158,6 +158,19 @@ def test_a_cpu_is_never_asked(monkeypatch):
     dispatch.call("gae", *[torch.ones(1, 2)] * 2, *[torch.ones(1, 2).bool()] * 2, 1.0, 0.95)
 
 
-def test_a_kernels_files_have_a_date():
-    assert len(first_use._written("gae", "reference")) == 1
+@pytest.mark.parametrize("edited", ["triton/gae.py", "triton/attention_tile.py", "code_books.py"])
+def test_an_edit_in_what_a_kernel_imports_makes_it_another(monkeypatch, tmp_path, edited):
+    written = first_use._written.__wrapped__
+    (tmp_path / "triton").mkdir()
+    for name in ("triton/gae.py", "triton/attention_tile.py", "code_books.py"):
+        (tmp_path / name).write_text("a = 1\n")
+    monkeypatch.setattr(first_use, "_PACKAGE", tmp_path)
+    before = written("triton")
+    assert written("triton") == before
+    (tmp_path / edited).write_text("a = 2\n")
+    assert written("triton") != before
+
+
+def test_each_backend_has_a_hash_of_its_own_files():
+    assert first_use._written("triton") != first_use._written("cuda")
     assert first_use._triton_version() is None or first_use._triton_version()[0].isdigit()

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what 3.9 does unasked, with a warning
 
 import torch  # noqa: E402
 import triton  # noqa: E402

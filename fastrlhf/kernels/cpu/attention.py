@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.rows import with_dense_rows
 
 
 def attention(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, softcap):
@@ -37,11 +38,6 @@ def problem_arguments(query, key, value, cu_seqlens, skip, scale, window, softca
 def heads_address(tensor: torch.Tensor) -> list[int]:
     """Where a `[T, H, D]` tensor with dense rows lies: its address and two strides."""
     return [tensor.data_ptr(), *tensor.stride()[:2]]
-
-
-def with_dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last stride is one, a contiguous copy elsewhere."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
-from fastrlhf.kernels.cpu.attention import contiguous, heads_address, problem_arguments, with_dense_rows
+from fastrlhf.kernels.cpu.attention import contiguous, heads_address, problem_arguments
+from fastrlhf.kernels.rows import with_dense_rows
 
 
 def attention_backward(

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from fastrlhf.device.launch import launch_triton
+from fastrlhf.kernels.rows import with_dense_rows
 from fastrlhf.kernels.triton.attention_tile import (
     is_seen,
     padded_width,
@@ -15,7 +16,6 @@ from fastrlhf.kernels.triton.attention_tile import (
     serves,  # noqa: F401 - read by dispatch
     size_class,
     tile_scores,
-    with_dense_rows,
 )
 
 # Shared memory holds a block of queries and, a stage, one of keys and one of values: 99 KB on the smallest cards.

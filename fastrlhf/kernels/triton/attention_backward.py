@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from fastrlhf.device.launch import launch_triton
+from fastrlhf.kernels.rows import with_dense_rows
 from fastrlhf.kernels.triton import attention_backward_key, attention_backward_query
 from fastrlhf.kernels.triton.attention_tile import (
     padded_width,
     score_factors,
     serves,  # noqa: F401 - read by dispatch
-    with_dense_rows,
 )
 
 DELTA_ROWS = 32

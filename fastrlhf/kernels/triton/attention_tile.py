@@ -34,11 +34,6 @@ def size_class(width: int, dtype: torch.dtype) -> int:
     return 3 * (dtype == torch.float32) + (columns > 64) + (columns > 128)
 
 
-def with_dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last stride is one, a contiguous copy elsewhere."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 @triton.jit
 def tanh(x):
     """Within 2 units in the last place. Source: Moshier, Cephes, tanhf.c: a polynomial where 1 - e^-2x would cancel."""
