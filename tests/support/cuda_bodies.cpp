@@ -30,7 +30,7 @@ static void run_ppo_loss(const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses
                          const PPOLossOptions& options, bool reversed) {
   const PPOLossArrays<T> arrays = ppo_loss_arrays<T>(addresses);
   const int64_t blocks = ppo_loss_blocks(tokens);
-  std::vector<double> scratch(blocks * STATS, NAN);
+  std::vector<double> scratch(blocks * SUMS, NAN);
   cuda_on_cpu::launch((unsigned)blocks, PPO_LOSS_THREADS, reversed,
                       [&] { ppo_loss_kernel<T>(arrays, scratch.data(), tokens, options); });
   cuda_on_cpu::launch(1, PPO_LOSS_THREADS, reversed, [&] {
