@@ -11,13 +11,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.autocast import float32_inputs
-from fastrlhf.kernels.checks import (
-    FLOATS,
-    check_at_least,
-    check_dtype,
-    check_same_device,
-    check_shape,
-)
+from fastrlhf.kernels.checks import FLOATS, check_at_least, check_dtype, check_like
 from fastrlhf.kernels.kl import KL_ESTIMATORS
 from fastrlhf.kernels.registration import operation
 
@@ -82,8 +76,8 @@ def ppo_loss(
 
     A term whose coefficient is zero is only watched: if its statistic overflows, loss and gradients do not.
 
-    The aggregation is that of c, `token_weights`, and `denominator`. Neither given: the mean over tokens (DAPO). c = 1 /
-    (the tokens of the token's sequence): the mean over sequences of their means (GRPO: Shao et al., "DeepSeekMath",
+    The aggregation is that of c, `token_weights`, and `denominator`. Neither given: the mean over tokens (DAPO). c = 1
+    over the tokens of the sequence: the mean over sequences of their means (GRPO: Shao et al., "DeepSeekMath",
     2024, eq. 3). A constant denominator: Dr. GRPO (Liu et al., "Understanding R1-Zero-like training", 2025).
 
     A ratio of whole sequences (GSPO: Zheng et al., "Group sequence policy optimization", 2025) is no option: it needs
@@ -97,8 +91,8 @@ def ppo_loss(
         value_mask: `[...]`, bool: the states whose value counts; `mask` if None.
         entropy: `[...]`: entropy of each token's distribution, for the statistic and for `entropy_coef`.
         ref_logprobs: `[...]`: needed for the KL term and its statistic.
-        weights: `[...]`: w, the factor of each token's policy loss and of its statistic (an off-policy correction, which
-            entropy and KL do not need); 1 if None.
+        weights: `[...]`: w, the factor of each token's policy loss and of its statistic (an off-policy correction,
+            which is not meant for entropy and KL); 1 if None.
         token_weights: `[...]`: c, each token's share in the loss, but not in the statistics; 1 if None.
         denominator, value_denominator: what the sums are divided by (a number, or a scalar tensor), at least 1: the
             whole minibatch's when this call sees only a part of it. If None this call's own: the sum of the kept
@@ -117,36 +111,31 @@ def ppo_loss(
 
     Memory: the gradients (like their inputs), kept from the forward to the backward, and nothing else.
     """
-    logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights = float32_inputs(
-        logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights
+    logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights = float32_inputs(
+        logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights
     )
     values, old_values, returns = float32_inputs(values, old_values, returns)
-    shape = tuple(logprobs.shape)
     check_dtype("logprobs", logprobs, FLOATS)
-    given = {
-        "old_logprobs": old_logprobs,
-        "advantages": advantages,
-        "values": values,
-        "old_values": old_values,
-        "returns": returns,
-        "entropy": entropy,
-        "ref_logprobs": ref_logprobs,
-        "weights": weights,
-        "token_weights": token_weights,
-    }
-    for name, tensor in given.items():
-        if tensor is not None:
-            check_shape(name, tensor, shape, "the shape of logprobs")
-            check_dtype(name, tensor, (logprobs.dtype,))
     value_mask = mask if value_mask is None else value_mask
-    for name, tensor in (("mask", mask), ("value_mask", value_mask)):
-        check_shape(name, tensor, shape, "the shape of logprobs")
-        check_dtype(name, tensor, (torch.bool,))
-    check_same_device(logprobs=logprobs, mask=mask, value_mask=value_mask, **given)
-
-    missing = [name for name in ("values", "old_values", "returns") if given[name] is None]
-    if 0 < len(missing) < 3:
-        raise ValueError(f"values, old_values and returns go together; missing: {', '.join(missing)}")
+    check_like(
+        "logprobs",
+        logprobs,
+        logprobs.dtype,
+        old_logprobs=old_logprobs,
+        advantages=advantages,
+        values=values,
+        old_values=old_values,
+        returns=returns,
+        entropy=entropy,
+        ref_logprobs=ref_logprobs,
+        weights=weights,
+        token_weights=token_weights,
+    )
+    check_like("logprobs", logprobs, torch.bool, mask=mask, value_mask=value_mask)
+    if not (values is None) == (old_values is None) == (returns is None):
+        given = {"values": values, "old_values": old_values, "returns": returns}
+        missing = ", ".join(name for name, tensor in given.items() if tensor is None)
+        raise ValueError(f"values, old_values and returns go together; missing: {missing}")
     if entropy is None and entropy_coef != 0:
         raise ValueError(f"entropy_coef is {entropy_coef}, but entropy is None")
     if ref_logprobs is None and kl_coef != 0:
@@ -206,11 +195,9 @@ def _denominators(
     if value_denominator is None:
         counted = value_mask is mask and tokens is not None
         value_denominator = tokens if counted else value_mask.sum()
-    both = [
-        torch.as_tensor(given, dtype=torch.float64, device=mask.device)
-        for given in (denominator, value_denominator)
-    ]
-    return torch.stack(both).clamp_(min=1)
+    both = torch.empty(2, dtype=torch.float64, device=mask.device)
+    both[0], both[1] = denominator, value_denominator
+    return both.clamp_(min=1)
 
 
 @dispatch.costs("ppo_loss")
@@ -305,8 +292,10 @@ def _backward(ctx, grad_loss, *_):
     if grad_loss is not None:
         for position, gradient, given in zip((0, 4, 8), ctx.saved_tensors, ctx.given, strict=True):
             if given and ctx.needs_input_grad[position]:
-                # In the loss's dtype: a loss scale of 65,536 is already infinite in float16.
-                grads[position] = (gradient.to(grad_loss.dtype) * grad_loss).to(gradient.dtype)
+                if gradient.dtype == grad_loss.dtype:
+                    grads[position] = gradient * grad_loss
+                else:  # in the loss's dtype: a loss scale of 65,536 is already infinite in float16
+                    grads[position] = (gradient.to(grad_loss.dtype) * grad_loss).to(gradient.dtype)
     return tuple(grads)
 
 

@@ -41,11 +41,14 @@ def ppo_loss_arguments(*args) -> PPOLossArguments:
     logprobs, values, entropy = tensors[0], tensors[4], tensors[8]
     assert all(tensor is None or tensor.shape == logprobs.shape for tensor in tensors)
     assert denominators.dtype == torch.float64 and denominators.shape == (2,)
-    inputs = tuple(None if tensor is None else tensor.contiguous() for tensor in (*tensors, denominators))
+    inputs = (
+        *(None if tensor is None else tensor.contiguous() for tensor in tensors),
+        denominators.contiguous(),
+    )
     loss = torch.empty((), dtype=torch.float32, device=logprobs.device)
     stats = torch.empty(len(Stat), dtype=torch.float64, device=logprobs.device)
     gradients = (
-        torch.empty(0 if tensor is None else logprobs.shape, dtype=logprobs.dtype, device=logprobs.device)
+        logprobs.new_empty(0) if tensor is None else torch.empty_like(inputs[0])
         for tensor in (logprobs, values, entropy)
     )
     return PPOLossArguments(

@@ -99,7 +99,15 @@ def test_ppo_loss_with_every_combination_of_options(vectors, options):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize(
     "without",
-    [(), ("values",), ("entropy",), ("ref_logprobs",), ("weights",), ("token_weights",), ("values", "entropy", "ref_logprobs")],
+    [
+        (),
+        ("values",),
+        ("entropy",),
+        ("ref_logprobs",),
+        ("weights",),
+        ("token_weights",),
+        ("values", "entropy", "ref_logprobs"),
+    ],
     ids=" and ".join,
 )
 def test_ppo_loss_without_what_may_be_left_out(without, estimator):

@@ -252,7 +252,7 @@ def test_one_token_by_hand(device, ratio, advantage, options, expected, gradient
     ids=["DAPO, over tokens", "GRPO, over sequences", "GRPO, of four sequences", "Dr. GRPO, over a constant"],
 )
 def test_aggregation_by_hand(device, sequence_means, denominator, expected):
-    # Sequences of three tokens and of one, with losses 1 + 2 + 3 and 6: the policy's, the entropy's and the KL's in turn.
+    # Sequences of three tokens and of one, with losses 1 + 2 + 3 and 6: the policy's, the entropy's, then the KL's.
     losses = torch.tensor([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]], device=device)
     mask = torch.tensor([[True, True, True], [True, False, False]], device=device)
     zero = torch.zeros_like(losses)
@@ -326,7 +326,16 @@ def test_as_good_as_plain_on_ragged_shapes(device, dtype, shape):
         ("ref_logprobs",),
         ("value_mask",),
         ("values", "old_values", "returns"),
-        ("values", "old_values", "returns", "value_mask", "entropy", "ref_logprobs", "weights", "token_weights"),
+        (
+            "values",
+            "old_values",
+            "returns",
+            "value_mask",
+            "entropy",
+            "ref_logprobs",
+            "weights",
+            "token_weights",
+        ),
     ],
     ids=" ".join,
 )

@@ -62,7 +62,9 @@ def ppo_loss(
     if ref_logprobs is not None:
         reference = ref_logprobs.to(dtype)
         kl = kl_estimate(x, reference, kl_estimator)
-        kl_slope = {"k1": torch.ones_like(x), "k2": x - reference, "k3": -(reference - x).expm1()}[kl_estimator]
+        kl_slope = {"k1": torch.ones_like(x), "k2": x - reference, "k3": -(reference - x).expm1()}[
+            kl_estimator
+        ]
         if kl_coef != 0:
             slope = slope + kl_coef * kl_slope
 

@@ -141,8 +141,8 @@ def ppo_loss_kernel(
     BLOCK: tl.constexpr,
 ):
     """Grid: one program a block of tokens. All tensors are contiguous; values (with old_values and returns), entropy,
-    ref_logprobs, weights and token_weights may each be None. block_sums: float64 `[programs, SUMS]`. EVEN: `tokens` is a multiple of
-    16, without which a lane's mask is its own and no load takes 16 bytes."""
+    ref_logprobs, weights and token_weights may each be None. block_sums: float64 `[programs, SUMS]`. EVEN: `tokens` is
+    a multiple of 16, without which a lane's mask is its own and no load takes 16 bytes."""
     if EVEN:
         tokens = (
             tokens // 16 * 16
