@@ -9,9 +9,6 @@ import torch
 from fastrlhf.kernels.kl import KL_ESTIMATORS
 from fastrlhf.kernels.ppo_loss import Stat
 
-# That a kernel adds up: the statistics and, last, the objective (see csrc/ppo_loss_token.h).
-SUMS = len(Stat) + 1
-
 
 class PPOLossArguments(NamedTuple):
     """Held until the kernel is launched: a contiguous copy among the inputs dies with its last reference.

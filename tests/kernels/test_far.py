@@ -9,7 +9,6 @@ import torch
 
 from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels import triton as backend
-from fastrlhf.kernels.ppo_loss_arguments import SUMS
 from tests.kernels.native_cases import gae_case, ppo_case
 from tests.support.far import FAR, far_memory, far_rows, programs_from
 
@@ -86,7 +85,7 @@ def test_ppo_loss_of_tokens_past_2_31():
     inputs = [far_copy(tensor, FAR) for tensor in case[:12]]
     gradients = [far_copy(torch.full((256,), math.nan), FAR) for _ in range(3)]
     first = FAR // 256
-    sums = far_memory((first + 1) * SUMS, torch.float64).view(-1, SUMS)
+    sums = far_memory((first + 1) * 16, torch.float64).view(-1, 16)
     with programs_from(first):
         launch_triton(
             ppo_loss_kernel,

@@ -8,7 +8,6 @@ import triton.language as tl
 
 from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels.ppo_loss import Stat
-from fastrlhf.kernels.ppo_loss_arguments import SUMS as SUM_COUNT
 from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
 from fastrlhf.kernels.triton.expm1 import expm1_and_rest
 
@@ -29,7 +28,9 @@ TOKENS = tl.constexpr(int(Stat.TOKENS))
 VALUE_TOKENS = tl.constexpr(int(Stat.VALUE_TOKENS))
 STATS = tl.constexpr(len(Stat))
 OBJECTIVE = STATS  # of policy loss, entropy and KL with their coefficients, weighted by token_weights
-SUMS = tl.constexpr(SUM_COUNT)
+# The columns of a program's sums: those from the objective's on are neither written nor looked at, and make rows start
+# at multiples of 16 bytes.
+COLUMNS = tl.constexpr(16)
 
 
 def choose_config(tokens: int) -> dict:
@@ -45,7 +46,7 @@ def ppo_loss(*args):
     *tensors, denominators = given.inputs
     *limits, vf_coef, entropy_coef, kl_coef = given.numbers
     programs = triton.cdiv(given.tokens, config["BLOCK"])
-    block_sums = torch.empty(programs, SUM_COUNT, dtype=torch.float64, device=loss.device)
+    block_sums = torch.empty(programs, COLUMNS.value, dtype=torch.float64, device=loss.device)
     launch_triton(
         ppo_loss_kernel,
         (programs,),
@@ -141,8 +142,8 @@ def ppo_loss_kernel(
     BLOCK: tl.constexpr,
 ):
     """Grid: one program a block of tokens. All tensors are contiguous; values (with old_values and returns), entropy,
-    ref_logprobs, weights and token_weights may each be None. block_sums: float64 `[programs, SUMS]`. EVEN: `tokens` is
-    a multiple of 16, without which a lane's mask is its own and no load takes 16 bytes."""
+    ref_logprobs, weights and token_weights may each be None. block_sums: float64 `[programs, COLUMNS]`. EVEN: `tokens`
+    is a multiple of 16, without which a lane's mask is its own and no load takes 16 bytes."""
     if EVEN:
         tokens = (
             tokens // 16 * 16
@@ -150,7 +151,7 @@ def ppo_loss_kernel(
     program = tl.program_id(0).to(tl.int64)
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < tokens
-    sums = block_sums + program * SUMS
+    sums = block_sums + program * COLUMNS
     keep = tl.load(mask + at, mask=inside, other=0) != 0
 
     # policy
@@ -233,24 +234,22 @@ def ppo_loss_kernel(
 
 
 @triton.jit
-def pick(totals, STAT: tl.constexpr, WIDTH: tl.constexpr):
-    return tl.sum(tl.where(tl.arange(0, WIDTH) == STAT, totals, 0.0), axis=0)
+def pick(totals, STAT: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, COLUMNS) == STAT, totals, 0.0), axis=0)
 
 
 @triton.jit(do_not_specialize=["programs"])
 def ppo_loss_finish_kernel(block_sums, denominators, loss, stats, programs, vf_coef, BLOCK: tl.constexpr):
-    """Grid: one program. block_sums: float64 `[programs, SUMS]`."""
-    WIDTH: tl.constexpr = 16
-    stat = tl.arange(0, WIDTH)
-    totals = tl.zeros((WIDTH,), tl.float64)
+    """Grid: one program. block_sums: float64 `[programs, COLUMNS]`."""
+    stat = tl.arange(0, COLUMNS)
+    totals = tl.zeros((COLUMNS,), tl.float64)
     for start in range(0, programs, BLOCK):
         row = start + tl.arange(0, BLOCK)
-        part = block_sums + row[:, None] * SUMS + stat[None, :]
-        within = (row[:, None] < programs) & (stat[None, :] < SUMS)
-        totals += tl.sum(tl.load(part, mask=within, other=0.0), axis=0)
+        part = block_sums + row[:, None] * COLUMNS + stat[None, :]
+        totals += tl.sum(tl.load(part, mask=row[:, None] < programs, other=0.0), axis=0)
     tl.store(stats + stat, totals, mask=stat < STATS)
 
-    result = pick(totals, OBJECTIVE, WIDTH) / tl.load(denominators)
+    result = pick(totals, OBJECTIVE) / tl.load(denominators)
     if vf_coef != 0:  # only watched at zero, as above
-        result += vf_coef * pick(totals, VALUE_LOSS, WIDTH) / tl.load(denominators + 1)
+        result += vf_coef * pick(totals, VALUE_LOSS) / tl.load(denominators + 1)
     tl.store(loss, result.to(tl.float32))
