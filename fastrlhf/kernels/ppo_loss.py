@@ -195,7 +195,7 @@ def _denominators(
     if value_denominator is None:
         counted = value_mask is mask and tokens is not None
         value_denominator = tokens if counted else value_mask.sum()
-    both = torch.empty(2, dtype=torch.float64, device=mask.device)
+    both = torch.zeros(2, dtype=torch.float64, device=mask.device)
     both[0], both[1] = denominator, value_denominator
     return both.clamp_(min=1)
 

@@ -23,8 +23,9 @@ __device__ __forceinline__ double warp_total(double x) { return __shfl_sync(FULL
 // Grid: group_blocks(groups) blocks of GROUP_THREADS. The rows of group g are order[starts[g]] and so on up to
 // starts[g + 1], or group_size rows in order where the two are null. mask may be null. group_moments: [groups, MOMENTS],
 // for `moments_finish`.
+// At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on sm_100.
 template <class T>
-__global__ void __launch_bounds__(GROUP_THREADS)
+__global__ void __launch_bounds__(GROUP_THREADS, 1)
     group_advantages_kernel(const T* __restrict__ scores, const bool* __restrict__ mask,
                             const int64_t* __restrict__ order, const int64_t* __restrict__ starts,
                             T* __restrict__ advantages, double* __restrict__ group_moments, int64_t groups,

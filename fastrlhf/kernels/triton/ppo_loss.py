@@ -180,22 +180,8 @@ def ppo_loss_kernel(
     add_up(sums, CLIPPED, is_clipped.to(tl.float32), keep)
     add_up(sums, TOKENS, keep.to(tl.float32), keep)
 
+    # KL to the reference; the objective's terms join it one by one, so that few numbers live at once
     objective = loss
-    share = tl.full((BLOCK,), 1.0, tl.float32)
-    if token_weights is not None:
-        share = take(token_weights, at, inside, keep)
-
-    # entropy
-    per_token = 1 / tl.load(denominators).to(tl.float32)
-    bonus = tl.zeros((BLOCK,), tl.float32)
-    if entropy is not None:
-        bonus = take(entropy, at, inside, keep)
-        # a term is only watched at zero: zero times what overflowed would be NaN
-        objective -= tl.where(entropy_coef != 0, entropy_coef * bonus, 0.0)
-        put(grad_entropy, at, tl.where(keep, -entropy_coef * share * per_token, 0.0), inside)
-    add_up(sums, ENTROPY, bonus, keep)
-
-    # KL to the reference
     kl = tl.zeros((BLOCK,), tl.float32)
     if ref_logprobs is not None:
         difference = take(ref_logprobs, at, inside, keep) - logprob
@@ -206,11 +192,27 @@ def ppo_loss_kernel(
         else:
             expm1, kl = expm1_and_rest(difference)
             kl_slope = -expm1
+        # a term is only watched at zero: zero times what overflowed would be NaN
         objective += tl.where(kl_coef != 0, kl_coef * kl, 0.0)
         slope += tl.where(kl_coef != 0, kl_coef * kl_slope, 0.0)
     add_up(sums, KL, kl, keep)
-    add_up(sums, OBJECTIVE, share * objective, keep)
-    put(grad_logprobs, at, tl.where(keep, share * per_token * slope, 0.0), inside)
+
+    # entropy
+    bonus = tl.zeros((BLOCK,), tl.float32)
+    if entropy is not None:
+        bonus = take(entropy, at, inside, keep)
+        objective -= tl.where(entropy_coef != 0, entropy_coef * bonus, 0.0)
+    add_up(sums, ENTROPY, bonus, keep)
+
+    share = 1 / tl.load(denominators).to(tl.float32)
+    if token_weights is not None:
+        token_weight = take(token_weights, at, inside, keep)
+        objective *= token_weight
+        share *= token_weight
+    add_up(sums, OBJECTIVE, objective, keep)
+    put(grad_logprobs, at, tl.where(keep, share * slope, 0.0), inside)
+    if entropy is not None:
+        put(grad_entropy, at, tl.where(keep, -entropy_coef * share, 0.0), inside)
 
     # value
     keep_value = tl.load(value_mask + at, mask=inside, other=0) != 0
