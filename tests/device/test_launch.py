@@ -70,6 +70,7 @@ class TestWithoutADriver:
     def test_a_launch_raises_the_error_that_says_so(self, pretend_gpu):
         arguments = {
             "gae": (False, [0] * 7, 0, 2, 3, 1.0, 0.95),
+            "group_advantages": (False, [0] * 6, 0, 2, 3, 1, 1e-4),
             "ppo_loss": (True, [0] * 18, 0, 10, [0.1] * 8, 3),
         }
         for kernel, args in arguments.items():

@@ -1,5 +1,4 @@
-// The PPO objective, its statistics and its gradients in one pass over the tokens, eight at a time. At [64,
-// 512] with every term on it takes 132 us on two threads (240 us on one), where the reference takes 2.5 ms.
+// The PPO objective, its statistics and its gradients in one pass over the tokens, eight at a time.
 #include <array>
 #include <vector>
 
