@@ -21,8 +21,8 @@ inline unsigned group_blocks(int64_t groups) {
 __device__ __forceinline__ double warp_total(double x) { return __shfl_sync(FULL_WARP, warp_sum(x), 0); }
 
 // Grid: group_blocks(groups) blocks of GROUP_THREADS. The rows of group g are order[starts[g]] and so on up to
-// starts[g + 1], or group_size rows in order where the two are null. mask may be null. group_moments: [groups, MOMENTS],
-// for `moments_finish`.
+// starts[g + 1], or group_size rows in order where the two are null. mask may be null. group_moments, for
+// `moments_finish`: [groups, MOMENTS].
 // At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on sm_100.
 template <class T>
 __global__ void __launch_bounds__(GROUP_THREADS, 1)
