@@ -8,6 +8,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import float32_inputs
 from fastrlhf.kernels.checks import (
     FLOATS,
     check_at_least,
@@ -70,6 +71,7 @@ def group_advantages(
 
     Memory: the outputs, and a few float64 numbers a group (with `groups`, a row).
     """
+    (scores,) = float32_inputs(scores)
     check_dims("scores", scores, 1, "[B]")
     check_dtype("scores", scores, FLOATS)
     rows = scores.shape[0]
