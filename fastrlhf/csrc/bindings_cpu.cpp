@@ -10,6 +10,7 @@
 #include "cpu/quantize_binding.h"
 #include "cpu/linear_logprob_binding.h"
 #include "cpu/glu_binding.h"
+#include "cpu/group_advantages_binding.h"
 #include "cpu/norm_binding.h"
 #include "cpu/rope_binding.h"
 #include "cpu/sample_binding.h"
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_quantize(module);
   bind_linear_logprob(module);
   bind_glu(module);
+  bind_group_advantages(module);
   bind_norm(module);
   bind_rope(module);
   bind_sample(module);

@@ -4,6 +4,7 @@
 
 #include "cuda/adamw_binding.h"
 #include "cuda/decode_attention_binding.h"
+#include "cuda/group_advantages_binding.h"
 #include "cuda/kernels.h"
 #include "cuda/quantize_binding.h"
 #include "cuda/sample_binding.h"
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_cuda, module) {
   });
 
   bind_adamw(module);
+  bind_group_advantages(module);
   bind_quantize(module);
   bind_decode_attention(module);
   bind_sample(module);

@@ -16,7 +16,17 @@ struct PPOLossOptions {
   int kl_estimator;  // 1, 2 or 3
 };
 
-// The order of `Stat` in fastrlhf/kernels/ppo_loss.py.
+// What multiplies the slopes of each token.
+struct PPOLossFactors {
+  float entropy_coef, kl_coef, per_token, per_value;
+};
+
+FASTRLHF_INLINE PPOLossFactors ppo_loss_factors(const double* denominators, const PPOLossOptions& options) {
+  return {(float)options.entropy_coef, (float)options.kl_coef, (float)(1 / denominators[0]),
+          (float)(options.vf_coef / denominators[1])};
+}
+
+// The order of `Stat` in fastrlhf/kernels/ppo_loss.py, and one sum more.
 enum Stat {
   POLICY_LOSS,
   VALUE_LOSS,
@@ -28,7 +38,9 @@ enum Stat {
   VALUE_CLIPPED,
   TOKENS,
   VALUE_TOKENS,
-  STATS
+  STATS,
+  OBJECTIVE = STATS,  // of policy loss, entropy and KL with their coefficients, weighted by token_weights
+  SUMS
 };
 
 template <class F>
@@ -36,7 +48,7 @@ using Mask = decltype(F{} < F{});
 
 template <class F>
 struct PolicyTerms {
-  F loss, approx_kl, ratio, gradient;
+  F loss, approx_kl, ratio, slope;
   Mask<F> clipped;
 };
 
@@ -47,7 +59,7 @@ struct KLTerms {
 
 template <class F>
 struct ValueTerms {
-  F loss, gradient;
+  F loss, slope;
   Mask<F> clipped;
 };
 
@@ -61,9 +73,11 @@ FASTRLHF_INLINE F minimum(F a, F b) {
   return (a < b) | (a != a) ? a : b;
 }
 
+// The slopes below are derivatives of the loss (of the KL) in `logprob` or `value`, before coefficients, weights of
+// tokens and denominators.
 template <class F>
 FASTRLHF_INLINE PolicyTerms<F> policy_terms(F logprob, F old_logprob, F advantage, F weight,
-                                            float denominator, const PPOLossOptions& options) {
+                                            const PPOLossOptions& options) {
   const F zero{};
   F log_ratio = logprob - old_logprob;
   const Mask<F> inside = absolute(log_ratio) <= zero + options.log_ratio_clamp;
@@ -75,18 +89,17 @@ FASTRLHF_INLINE PolicyTerms<F> policy_terms(F logprob, F old_logprob, F advantag
   const F unbounded = maximum(unclipped, clipped);
   const F bound = advantage < zero ? -advantage * options.dual_clip : zero + INFINITY;
   const Mask<F> is_bounded = unbounded > bound;
-  const F gradient = is_clipped | is_bounded ? zero : weight * unclipped / denominator;
+  const F slope = is_clipped | is_bounded ? zero : weight * unclipped;
 
   PolicyTerms<F> terms;
   terms.loss = weight * minimum(unbounded, bound);
   terms.approx_kl = 0.5f * (log_ratio * log_ratio);
   terms.ratio = ratio;
   terms.clipped = is_clipped;
-  terms.gradient = inside ? gradient : zero;
+  terms.slope = inside ? slope : zero;
   return terms;
 }
 
-// The estimate and its derivative in `logprob`.
 template <class F>
 FASTRLHF_INLINE KLTerms<F> kl_terms(F logprob, F ref_logprob, int estimator) {
   const F log_ratio = ref_logprob - logprob;
@@ -97,8 +110,7 @@ FASTRLHF_INLINE KLTerms<F> kl_terms(F logprob, F ref_logprob, int estimator) {
 }
 
 template <class F>
-FASTRLHF_INLINE ValueTerms<F> value_terms(F value, F old_value, F target, float denominator,
-                                          const PPOLossOptions& options) {
+FASTRLHF_INLINE ValueTerms<F> value_terms(F value, F old_value, F target, const PPOLossOptions& options) {
   const F zero{};
   const F low = old_value - options.cliprange_value, high = old_value + options.cliprange_value;
   const F difference = value - target;
@@ -108,19 +120,17 @@ FASTRLHF_INLINE ValueTerms<F> value_terms(F value, F old_value, F target, float 
   ValueTerms<F> terms;
   terms.clipped = clipped_square > square;
   terms.loss = 0.5f * maximum(square, clipped_square);
-  terms.gradient = terms.clipped ? zero : (float)options.vf_coef * difference / denominator;
-  if (options.vf_coef == 0) terms.gradient = zero;
+  terms.slope = terms.clipped ? zero : difference;
+  if (options.vf_coef == 0) terms.slope = zero;  // only watched: zero times infinity would be NaN
   return terms;
 }
 
-// The loss from the sums over all kept tokens. A term whose coefficient is zero is only watched, and stays
+// The loss from the sums over all kept tokens. A value loss whose coefficient is zero is only watched, and stays
 // out: zero times a sum that overflowed would be NaN.
 FASTRLHF_INLINE float ppo_loss_from_sums(const double* sums, double denominator, double value_denominator,
                                          const PPOLossOptions& options) {
-  double loss = sums[POLICY_LOSS] / denominator;
+  double loss = sums[OBJECTIVE] / denominator;
   if (options.vf_coef != 0) loss += options.vf_coef * sums[VALUE_LOSS] / value_denominator;
-  if (options.entropy_coef != 0) loss -= options.entropy_coef * sums[ENTROPY] / denominator;
-  if (options.kl_coef != 0) loss += options.kl_coef * sums[KL] / denominator;
   return (float)loss;
 }
 

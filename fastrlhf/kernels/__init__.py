@@ -6,6 +6,7 @@ from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
+from fastrlhf.kernels.group_advantages import GroupAdvantages, group_advantages
 from fastrlhf.kernels.kl import kl_estimate
 from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
@@ -26,6 +27,7 @@ __all__ = [
     "GAE",
     "AddedNorm",
     "Attention",
+    "GroupAdvantages",
     "LinearLogprob",
     "LinearLogprobWithReference",
     "PPOLoss",
@@ -39,6 +41,7 @@ __all__ = [
     "dequantize",
     "gae",
     "geglu",
+    "group_advantages",
     "kl_estimate",
     "layer_norm",
     "left_padded_attention",

@@ -35,6 +35,21 @@ def check_same_device(**tensors: torch.Tensor | None) -> None:
         )
 
 
+def check_like(name: str, like: torch.Tensor, dtype: torch.dtype, **tensors: torch.Tensor | None) -> None:
+    """Raise ValueError or TypeError unless each of `tensors` has `dtype`, and the shape and the device of `like`.
+
+    `name` is that of `like`. Where all is well, one look at each tensor: with the checks above one by one, those of
+    `ppo_loss` took a tenth of its time.
+    """
+    shape, device = like.shape, like.device
+    for named, tensor in tensors.items():
+        if tensor is None or (tensor.shape == shape and tensor.dtype == dtype and tensor.device == device):
+            continue
+        check_shape(named, tensor, tuple(shape), f"the shape of {name}")
+        check_dtype(named, tensor, (dtype,))
+        check_same_device(**{name: like, named: tensor})
+
+
 def check_at_least(name: str, value: float, low: float, *, strict: bool = False) -> None:
     """Raise ValueError unless `value` is at least `low` (above it if `strict`); NaN is refused."""
     if not (value > low if strict else value >= low):

@@ -31,6 +31,7 @@ OPERATIONS = (
     "gae",
     "glu",
     "glu_backward",
+    "group_advantages",
     "linear",
     "linear_backward",
     "linear_logprob",

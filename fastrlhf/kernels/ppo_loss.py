@@ -11,13 +11,7 @@ import torch
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.autocast import float32_inputs
-from fastrlhf.kernels.checks import (
-    FLOATS,
-    check_at_least,
-    check_dtype,
-    check_same_device,
-    check_shape,
-)
+from fastrlhf.kernels.checks import FLOATS, check_at_least, check_dtype, check_like
 from fastrlhf.kernels.kl import KL_ESTIMATORS
 from fastrlhf.kernels.registration import operation
 
@@ -57,6 +51,7 @@ def ppo_loss(
     entropy: torch.Tensor | None = None,
     ref_logprobs: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
+    token_weights: torch.Tensor | None = None,
     denominator: torch.Tensor | float | None = None,
     value_denominator: torch.Tensor | float | None = None,
     cliprange: float = 0.2,
@@ -75,12 +70,19 @@ def ppo_loss(
     Ye et al., "Mastering complex control in MOBA games" (2020), eq. 5 (dual clip); Yu et al., "DAPO" (2025), eq. 10
     (`cliprange_high`). With ratio = exp(logprobs - old_logprobs) and sums over the kept tokens:
 
-        loss = sum(w max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange_high))) / denominator
+        policy = w max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange_high))
+        loss = sum(c (policy - entropy_coef entropy + kl_coef kl(logprobs, ref_logprobs))) / denominator
              + vf_coef sum(½ max((V - R)², (clip(V, V_old ± cliprange_value) - R)²)) / value_denominator
-             - entropy_coef sum(entropy) / denominator
-             + kl_coef sum(kl(logprobs, ref_logprobs)) / denominator
 
     A term whose coefficient is zero is only watched: if its statistic overflows, loss and gradients do not.
+
+    The aggregation is that of c, `token_weights`, and `denominator`. Neither given: the mean over tokens (DAPO). c = 1
+    over the tokens of the sequence: the mean over sequences of their means (GRPO: Shao et al., "DeepSeekMath",
+    2024, eq. 3). A constant denominator: Dr. GRPO (Liu et al., "Understanding R1-Zero-like training", 2025).
+
+    A ratio of whole sequences (GSPO: Zheng et al., "Group sequence policy optimization", 2025) is no option: it needs
+    a sum over the sequence before the first of its tokens has a loss. With s the sequence's mean of logprobs -
+    old_logprobs, `old_logprobs = (logprobs - s).detach()` and GRPO's token_weights give its loss and its gradient.
 
     Args:
         logprobs, old_logprobs, advantages: `[...]`, one shape and float dtype.
@@ -89,9 +91,12 @@ def ppo_loss(
         value_mask: `[...]`, bool: the states whose value counts; `mask` if None.
         entropy: `[...]`: entropy of each token's distribution, for the statistic and for `entropy_coef`.
         ref_logprobs: `[...]`: needed for the KL term and its statistic.
-        weights: `[...]`: factor of each token's policy loss (an off-policy correction); 1 if None.
-        denominator, value_denominator: what the sums are divided by (a number, or a scalar tensor): the whole
-            minibatch's token counts when this call sees only a part of it; this call's own counts if None.
+        weights: `[...]`: w, the factor of each token's policy loss and of its statistic (an off-policy correction,
+            which is not meant for entropy and KL); 1 if None.
+        token_weights: `[...]`: c, each token's share in the loss, but not in the statistics; 1 if None.
+        denominator, value_denominator: what the sums are divided by (a number, or a scalar tensor), at least 1: the
+            whole minibatch's when this call sees only a part of it. If None this call's own: the sum of the kept
+            tokens' token_weights (without, their number), and the number of values.
         cliprange: lower (and, without `cliprange_high`, upper) distance of the ratio from one.
         dual_clip: bounds the loss of a token with negative advantage by `-A dual_clip`; more than 1.
         log_ratio_clamp: bound on |logprobs - old_logprobs|, beyond which there is no gradient.
@@ -106,35 +111,31 @@ def ppo_loss(
 
     Memory: the gradients (like their inputs), kept from the forward to the backward, and nothing else.
     """
-    logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights = float32_inputs(
-        logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights
+    logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights = float32_inputs(
+        logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights
     )
     values, old_values, returns = float32_inputs(values, old_values, returns)
-    shape = tuple(logprobs.shape)
     check_dtype("logprobs", logprobs, FLOATS)
-    given = {
-        "old_logprobs": old_logprobs,
-        "advantages": advantages,
-        "values": values,
-        "old_values": old_values,
-        "returns": returns,
-        "entropy": entropy,
-        "ref_logprobs": ref_logprobs,
-        "weights": weights,
-    }
-    for name, tensor in given.items():
-        if tensor is not None:
-            check_shape(name, tensor, shape, "the shape of logprobs")
-            check_dtype(name, tensor, (logprobs.dtype,))
     value_mask = mask if value_mask is None else value_mask
-    for name, tensor in (("mask", mask), ("value_mask", value_mask)):
-        check_shape(name, tensor, shape, "the shape of logprobs")
-        check_dtype(name, tensor, (torch.bool,))
-    check_same_device(logprobs=logprobs, mask=mask, value_mask=value_mask, **given)
-
-    missing = [name for name in ("values", "old_values", "returns") if given[name] is None]
-    if 0 < len(missing) < 3:
-        raise ValueError(f"values, old_values and returns go together; missing: {', '.join(missing)}")
+    check_like(
+        "logprobs",
+        logprobs,
+        logprobs.dtype,
+        old_logprobs=old_logprobs,
+        advantages=advantages,
+        values=values,
+        old_values=old_values,
+        returns=returns,
+        entropy=entropy,
+        ref_logprobs=ref_logprobs,
+        weights=weights,
+        token_weights=token_weights,
+    )
+    check_like("logprobs", logprobs, torch.bool, mask=mask, value_mask=value_mask)
+    if not (values is None) == (old_values is None) == (returns is None):
+        given = {"values": values, "old_values": old_values, "returns": returns}
+        missing = ", ".join(name for name, tensor in given.items() if tensor is None)
+        raise ValueError(f"values, old_values and returns go together; missing: {missing}")
     if entropy is None and entropy_coef != 0:
         raise ValueError(f"entropy_coef is {entropy_coef}, but entropy is None")
     if ref_logprobs is None and kl_coef != 0:
@@ -163,7 +164,8 @@ def ppo_loss(
         entropy,
         ref_logprobs,
         weights,
-        _denominators(denominator, mask, value_denominator, value_mask),
+        token_weights,
+        _denominators(denominator, mask, token_weights, value_denominator, value_mask),
         float(cliprange),
         float(cliprange_high),
         float(dual_clip),
@@ -180,18 +182,22 @@ def ppo_loss(
 def _denominators(
     denominator: torch.Tensor | float | None,
     mask: torch.Tensor,
+    token_weights: torch.Tensor | None,
     value_denominator: torch.Tensor | float | None,
     value_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """float64 `[2]` on the device, at least 1 each, without making the host wait for a count."""
-    first = _as_denominator(denominator, mask)
-    shared = denominator is None and value_denominator is None and value_mask is mask
-    second = first if shared else _as_denominator(value_denominator, value_mask)
-    return torch.stack((first, second)).clamp_(min=1)
-
-
-def _as_denominator(given: torch.Tensor | float | None, mask: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(mask.sum() if given is None else given, dtype=torch.float64, device=mask.device)
+    """float64 `[2]` on the device, at least 1 each, without making the host wait for a sum."""
+    tokens = None
+    if denominator is None and token_weights is None:
+        denominator = tokens = mask.sum()
+    elif denominator is None:
+        denominator = torch.where(mask, token_weights, 0).sum(dtype=torch.float64)
+    if value_denominator is None:
+        counted = value_mask is mask and tokens is not None
+        value_denominator = tokens if counted else value_mask.sum()
+    both = torch.zeros(2, dtype=torch.float64, device=mask.device)
+    both[0], both[1] = denominator, value_denominator
+    return both.clamp_(min=1)
 
 
 @dispatch.costs("ppo_loss")
@@ -218,6 +224,7 @@ def _ppo_loss(
     entropy: torch.Tensor | None,
     ref_logprobs: torch.Tensor | None,
     weights: torch.Tensor | None,
+    token_weights: torch.Tensor | None,
     denominators: torch.Tensor,
     cliprange: float,
     cliprange_high: float,
@@ -243,6 +250,7 @@ def _ppo_loss(
         entropy,
         ref_logprobs,
         weights,
+        token_weights,
         denominators,
         cliprange,
         cliprange_high,
@@ -280,12 +288,14 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss, *_):
-    grads: list[torch.Tensor | None] = [None] * 21
+    grads: list[torch.Tensor | None] = [None] * 22
     if grad_loss is not None:
         for position, gradient, given in zip((0, 4, 8), ctx.saved_tensors, ctx.given, strict=True):
             if given and ctx.needs_input_grad[position]:
-                # In the loss's dtype: a loss scale of 65,536 is already infinite in float16.
-                grads[position] = (gradient.to(grad_loss.dtype) * grad_loss).to(gradient.dtype)
+                if gradient.dtype == grad_loss.dtype:
+                    grads[position] = gradient * grad_loss
+                else:  # in the loss's dtype: a loss scale of 65,536 is already infinite in float16
+                    grads[position] = (gradient.to(grad_loss.dtype) * grad_loss).to(gradient.dtype)
     return tuple(grads)
 
 

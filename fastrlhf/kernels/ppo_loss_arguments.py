@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastrlhf.kernels.kl import KL_ESTIMATORS
+from fastrlhf.kernels.ppo_loss import Stat
 
 
 class PPOLossArguments(NamedTuple):
@@ -32,16 +33,19 @@ def ppo_loss_arguments(*args) -> PPOLossArguments:
 
     The outputs are those of the operation: loss float32, stats float64 `[10]`, and the gradients in the inputs' dtype.
     """
-    *tensors, denominators = args[:12]
-    *numbers, kl_estimator = args[12:]
+    *tensors, denominators = args[:13]
+    *numbers, kl_estimator = args[13:]
     logprobs, values, entropy = tensors[0], tensors[4], tensors[8]
     assert all(tensor is None or tensor.shape == logprobs.shape for tensor in tensors)
     assert denominators.dtype == torch.float64 and denominators.shape == (2,)
-    inputs = tuple(None if tensor is None else tensor.contiguous() for tensor in (*tensors, denominators))
+    inputs = (
+        *(None if tensor is None else tensor.contiguous() for tensor in tensors),
+        denominators.contiguous(),
+    )
     loss = torch.empty((), dtype=torch.float32, device=logprobs.device)
-    stats = torch.empty(10, dtype=torch.float64, device=logprobs.device)
+    stats = torch.empty(len(Stat), dtype=torch.float64, device=logprobs.device)
     gradients = (
-        torch.empty(0 if tensor is None else logprobs.shape, dtype=logprobs.dtype, device=logprobs.device)
+        logprobs.new_empty(0) if tensor is None else torch.empty_like(inputs[0])
         for tensor in (logprobs, values, entropy)
     )
     return PPOLossArguments(

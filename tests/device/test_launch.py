@@ -70,7 +70,8 @@ class TestWithoutADriver:
     def test_a_launch_raises_the_error_that_says_so(self, pretend_gpu):
         arguments = {
             "gae": (False, [0] * 7, 0, 2, 3, 1.0, 0.95),
-            "ppo_loss": (True, [0] * 17, 0, 10, [0.1] * 8, 3),
+            "group_advantages": (False, [0] * 6, 0, 2, 3, 1, 1e-4),
+            "ppo_loss": (True, [0] * 18, 0, 10, [0.1] * 8, 3),
         }
         for kernel, args in arguments.items():
             with pytest.raises(
@@ -81,7 +82,7 @@ class TestWithoutADriver:
     def test_the_kernels_report_it_themselves(self):
         error = self.cuda.gae(False, [0] * 7, 0, 2, 3, 1.0, 0.95, 0)
         assert self.cuda.error_name(error) == "cudaErrorInsufficientDriver"
-        error = self.cuda.ppo_loss(False, [0] * 17, 0, 10, [0.1] * 8, 3, 0)
+        error = self.cuda.ppo_loss(False, [0] * 18, 0, 10, [0.1] * 8, 3, 0)
         assert self.cuda.error_name(error) == "cudaErrorInsufficientDriver"
 
 

@@ -50,7 +50,7 @@ def gae_case(shape, seed=0, dtype=torch.float32, gamma=0.99, lam=0.95) -> tuple:
 
 def ppo_case(shape, seed=0, dtype=torch.float32, without=(), denominators=(37.0, 41.0), **options) -> tuple:
     """Arguments of `ppo_loss` in order. Some tokens fall on every side of every clip. `without` leaves out
-    any of "values", "entropy", "ref_logprobs", "weights"."""
+    any of "values", "entropy", "ref_logprobs", "weights", "token_weights"."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale=1.0):
@@ -69,6 +69,7 @@ def ppo_case(shape, seed=0, dtype=torch.float32, without=(), denominators=(37.0,
         "entropy": normal().abs(),
         "ref_logprobs": old_logprobs + normal(0.4),
         "weights": 0.5 + normal().abs(),
+        "token_weights": 0.2 + normal().abs(),
     }
     for name, tensor in tensors.items():
         left_out = name in without or ("values" in without and name in ("old_values", "returns"))
@@ -139,7 +140,7 @@ def assert_ppo_loss_as_good_as_reference(actual, args) -> None:
     results = actual, reference_ppo_loss(*args), reference_ppo_loss(*in_float64(args))
     for i, name in enumerate(PPO_OUTPUTS[2:], start=2):
         _assert_as_good(name, *(result[i] for result in results))
-    denominator = args[11][0]
+    denominator = args[12][0]
     _assert_as_good(
         "loss and stats", *(torch.cat([loss[None] * denominator, stats]) for loss, stats, *_ in results)
     )

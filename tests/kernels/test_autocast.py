@@ -84,6 +84,7 @@ def test_losses_and_statistics_are_float32():
         found = (
             kernels.ppo_loss(values, values, values, mask, values=rounded, **given).loss,
             kernels.gae(rounded, values, mask).advantages,
+            kernels.group_advantages(rounded.flatten(), group_size=2).advantages,
             kernels.rms_norm(rounded, weight, eps=1e-5, residual=values).normed,
             kernels.layer_norm(rounded, weight, bias, eps=1e-5),
         )
@@ -91,6 +92,7 @@ def test_losses_and_statistics_are_float32():
     expected = (
         kernels.ppo_loss(values, values, values, mask, values=wide, **given).loss,
         kernels.gae(wide, values, mask).advantages,
+        kernels.group_advantages(wide.flatten(), group_size=2).advantages,
         kernels.rms_norm(wide, weight, eps=1e-5, residual=values).normed,
         kernels.layer_norm(wide, weight, bias, eps=1e-5),
     )

@@ -99,7 +99,15 @@ def test_ppo_loss_with_every_combination_of_options(vectors, options):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize(
     "without",
-    [(), ("values",), ("entropy",), ("ref_logprobs",), ("weights",), ("values", "entropy", "ref_logprobs")],
+    [
+        (),
+        ("values",),
+        ("entropy",),
+        ("ref_logprobs",),
+        ("weights",),
+        ("token_weights",),
+        ("values", "entropy", "ref_logprobs"),
+    ],
     ids=" and ".join,
 )
 def test_ppo_loss_without_what_may_be_left_out(without, estimator):
@@ -117,7 +125,7 @@ def test_ppo_loss_of_rows_that_are_masked_altogether():
 def test_ppo_loss_is_silent_about_what_the_mask_leaves_out():
     args = ppo_case((4, 40), kl_coef=0.2, entropy_coef=0.1)
     poisoned = args
-    for position in (*range(3), 8, 9, 10):
+    for position in (*range(3), 8, 9, 10, 11):
         poisoned = with_tensor(poisoned, position, args[position].masked_fill(~args[MASK], NAN))
     for position in (4, 5, 6):
         poisoned = with_tensor(poisoned, position, args[position].masked_fill(~args[7], INF))
@@ -156,7 +164,7 @@ def test_advantages_of_zero(difference):
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize("position", [0, 1, 2, 4, 5, 6, 8, 9, 10])
+@pytest.mark.parametrize("position", [0, 1, 2, 4, 5, 6, 8, 9, 10, 11])
 def test_what_is_not_finite_goes_where_the_reference_sends_it(vectors, position, bad):
     for options in option_sets()[::7]:
         args = ppo_case((3, 21), **options)
@@ -173,7 +181,7 @@ def test_the_exponential_is_within_one_ulp(vectors, low, high):
     coefficients = (1e30, 1e30, INF, INF, INF, 0.0, 0.0, 0.0, "k1")
     ones = torch.ones(2, dtype=torch.float64)
     # With an advantage of minus one and nothing clipped the gradient is the ratio.
-    absent = (None, None, None, everywhere, None, None, None)
+    absent = (None, None, None, everywhere, None, None, None, None)
     ratio = ppo_loss(x, zero, zero - 1, everywhere, *absent, ones, *coefficients)[2]
     exact = x.double().exp()
     unit = torch.finfo(torch.float32).eps * 2.0 ** torch.frexp(exact).exponent.sub(1).clamp(min=-126)
@@ -196,7 +204,7 @@ def test_k3_does_not_cancel_near_zero(vectors):
     columns=st.integers(0, 70),
     seed=st.integers(0, 2**20),
     options=st.sampled_from(option_sets()),
-    without=st.sets(st.sampled_from(["values", "entropy", "ref_logprobs", "weights"])),
+    without=st.sets(st.sampled_from(["values", "entropy", "ref_logprobs", "weights", "token_weights"])),
     gamma=st.floats(0, 1),
     lam=st.floats(0, 1),
 )

@@ -58,6 +58,7 @@ def batch(shape=(9, 33), dtype=torch.float32, seed=0):
         "entropy": 3 * torch.rand(shape),
         "ref_logprobs": old_logprobs + 0.4 * torch.randn(shape),
         "weights": 0.5 + torch.rand(shape),
+        "token_weights": 0.3 + torch.rand(shape),
     }
     masks = {"mask": torch.rand(shape) > 0.3, "value_mask": torch.rand(shape) > 0.2}
     for mask in masks.values():
@@ -78,6 +79,7 @@ def plain(
     entropy=None,
     ref_logprobs=None,
     weights=None,
+    token_weights=None,
     denominator=None,
     value_denominator=None,
     cliprange=0.2,
@@ -96,7 +98,9 @@ def plain(
         return tensor[mask].float() if tensor.dtype == torch.bfloat16 else tensor[mask]
 
     value_mask = mask if value_mask is None else value_mask
-    denominator = max(mask.sum().item(), 1) if denominator is None else denominator
+    share = 1.0 if token_weights is None else kept(token_weights)
+    if denominator is None:
+        denominator = max((share * mask[mask]).sum().item(), 1)
     value_denominator = max(value_mask.sum().item(), 1) if value_denominator is None else value_denominator
     high = cliprange if cliprange_high is None else cliprange_high
 
@@ -128,8 +132,8 @@ def plain(
     if ref_logprobs is not None:
         r = kept(ref_logprobs) - kept(logprobs)
         kl = {"k1": -r, "k2": 0.5 * r**2, "k3": torch.expm1(r) - r}[kl_estimator]
-    loss = -surrogate.sum() / denominator + vf_coef * value_loss.sum() / value_denominator
-    loss = loss - entropy_coef * bonus.sum() / denominator + kl_coef * kl.sum() / denominator
+    loss = ((-surrogate - entropy_coef * bonus + kl_coef * kl) * share).sum() / denominator
+    loss = loss + vf_coef * value_loss.sum() / value_denominator
     terms = (-surrogate, value_loss, bonus, kl, 0.5 * log_ratio**2, ratio, is_clipped, value_is_clipped)
     counts = (mask.sum().double(), value_mask.sum().double())
     return loss, torch.stack([*(term.double().sum() for term in terms), *counts]).detach()
@@ -223,6 +227,9 @@ def test_two_tokens_by_hand(device):
         (1.9, -1, {"log_ratio_clamp": math.log(2)}, 1.9, 1.9),
         (3, -1, {"weights": 0.5}, 1.5, 1.5),
         (3, -1, {"weights": 0.5, "dual_clip": 2}, 1, 0),  # weights scale the bounded loss
+        (3, -1, {"token_weights": 0.5}, 1.5, 1.5),  # over a denominator of at least one
+        (3, -1, {"token_weights": 2}, 3, 3),  # over their sum
+        (3, -1, {"token_weights": 2, "weights": 0.5}, 1.5, 1.5),
         (1, 1, {}, -1, -1),  # ratio one on the first minibatch: a plain policy gradient
         (1, 1, {"cliprange": 0}, -1, -1),
     ],
@@ -231,12 +238,70 @@ def test_one_token_by_hand(device, ratio, advantage, options, expected, gradient
     def tensor(number):
         return torch.tensor([number], dtype=torch.float32, device=device)
 
-    options = {name: tensor(value) if name == "weights" else value for name, value in options.items()}
+    options = {name: tensor(value) if "weights" in name else value for name, value in options.items()}
     logprobs = tensor(math.log(ratio)).requires_grad_()
     loss, _ = kernels.ppo_loss(logprobs, tensor(0.0), tensor(advantage), tensor(1).bool(), **options)
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert logprobs.grad.item() == pytest.approx(gradient, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sequence_means", "denominator", "expected"),
+    [(False, None, 3.0), (True, None, 4.0), (True, 4, 2.0), (False, 8, 1.5)],
+    ids=["DAPO, over tokens", "GRPO, over sequences", "GRPO, of four sequences", "Dr. GRPO, over a constant"],
+)
+def test_aggregation_by_hand(device, sequence_means, denominator, expected):
+    # Sequences of three tokens and of one, with losses 1 + 2 + 3 and 6: the policy's, the entropy's, then the KL's.
+    losses = torch.tensor([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]], device=device)
+    mask = torch.tensor([[True, True, True], [True, False, False]], device=device)
+    zero = torch.zeros_like(losses)
+    share = (1 / mask.sum(1, keepdim=True)).expand_as(losses) if sequence_means else None
+
+    def loss(advantages=zero, **options):
+        given = {"token_weights": share, "denominator": denominator} | options
+        return kernels.ppo_loss(zero, zero, advantages, mask, **given).loss.item()
+
+    assert loss(-losses) == pytest.approx(expected)
+    assert loss(entropy=losses, entropy_coef=-1.0) == pytest.approx(expected)
+    assert loss(ref_logprobs=-losses, kl_coef=1.0, kl_estimator="k1") == pytest.approx(expected)
+
+
+def test_token_weights_are_in_no_statistic(device):
+    tensors = batch()
+    _, stats, _ = with_gradients(kernels.ppo_loss, tensors, device, **EVERYTHING)
+    del tensors["token_weights"]
+    _, expected, _ = with_gradients(kernels.ppo_loss, tensors, device, **EVERYTHING)
+    assert torch.equal(stats, expected)
+
+
+def test_a_ratio_of_whole_sequences(device):
+    # GSPO: the mean over sequences of min(s A, clip(s) A), s = exp(mean over tokens of the log-ratios).
+    tensors = {name: tensor.to(device) for name, tensor in batch((6, 9)).items()}
+    mask, old_logprobs = tensors["mask"], tensors["old_logprobs"]
+    advantage, share = tensors["advantages"][:, :1], 1 / mask.sum(1, keepdim=True)
+    logprobs = tensors["logprobs"].requires_grad_()
+
+    def log_ratio(logprobs):
+        return (share * (logprobs - old_logprobs)).where(mask, 0).sum(1, keepdim=True)
+
+    exact_logprobs = logprobs.detach().double().requires_grad_()
+    ratio = log_ratio(exact_logprobs).exp()
+    assert not (ratio - 1).abs().lt(0.05).all() and (ratio - 1).abs().lt(0.05).any()
+    exact = -torch.min(ratio * advantage, ratio.clamp(0.95, 1.05) * advantage).mean()
+    exact.backward()
+
+    loss, _ = kernels.ppo_loss(
+        logprobs,
+        (logprobs - log_ratio(logprobs)).detach(),
+        advantage.expand_as(logprobs),
+        mask,
+        token_weights=share.expand_as(logprobs),
+        cliprange=0.05,
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    torch.testing.assert_close(logprobs.grad.double(), exact_logprobs.grad, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -255,11 +320,22 @@ def test_as_good_as_plain_on_ragged_shapes(device, dtype, shape):
     "absent",
     [
         ("weights",),
+        ("token_weights",),
+        ("weights", "token_weights"),
         ("entropy",),
         ("ref_logprobs",),
         ("value_mask",),
         ("values", "old_values", "returns"),
-        ("values", "old_values", "returns", "value_mask", "entropy", "ref_logprobs", "weights"),
+        (
+            "values",
+            "old_values",
+            "returns",
+            "value_mask",
+            "entropy",
+            "ref_logprobs",
+            "weights",
+            "token_weights",
+        ),
     ],
     ids=" ".join,
 )
@@ -369,7 +445,10 @@ def test_what_is_only_watched_reaches_neither_loss_nor_gradients(device):
 def test_micro_batches_with_the_whole_denominators_add_up(device, as_tensor):
     tensors = {name: tensor.to(device) for name, tensor in batch((8, 33)).items()}
     whole_loss, whole_stats, whole_gradients = with_gradients(kernels.ppo_loss, tensors, device, **EVERYTHING)
-    counts = {"denominator": tensors["mask"].sum(), "value_denominator": tensors["value_mask"].sum()}
+    counts = {
+        "denominator": tensors["token_weights"][tensors["mask"]].sum(dtype=torch.float64),
+        "value_denominator": tensors["value_mask"].sum(),
+    }
     if not as_tensor:
         counts = {name: count.item() for name, count in counts.items()}
     parts = [
@@ -449,7 +528,7 @@ def arguments_of_the_operation(device, transposed=False):
         "returns",
         "value_mask",
     ]
-    names += ["entropy", "ref_logprobs", "weights"]
+    names += ["entropy", "ref_logprobs", "weights", "token_weights"]
     denominators = torch.tensor([10.0, 11.0], dtype=torch.float64, device=device)
     coefficients = [0.2, 0.3, 3.0, 5.0, 0.2, 0.1, 0.01, 0.1]
     return [*(tensors[name] for name in names), denominators, *coefficients, "k3"]
@@ -462,7 +541,7 @@ def test_opcheck(device, transposed):
 
 def test_opcheck_without_the_tensors_that_may_be_left_out(device):
     arguments = arguments_of_the_operation(device)
-    for position in (4, 5, 6, 8, 9, 10):
+    for position in (4, 5, 6, 8, 9, 10, 11):
         arguments[position] = None
     torch.library.opcheck(torch.ops.fastrlhf.ppo_loss.default, arguments)
 
@@ -491,7 +570,7 @@ def test_compiles_whole(device):
 
 
 @pytest.mark.parametrize(
-    "name", ["old_logprobs", "advantages", "values", "entropy", "ref_logprobs", "weights"]
+    "name", ["old_logprobs", "advantages", "values", "entropy", "ref_logprobs", "weights", "token_weights"]
 )
 def test_errors_name_a_tensor_that_does_not_fit(name):
     tensors = batch((2, 3))

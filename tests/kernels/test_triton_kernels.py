@@ -67,13 +67,13 @@ def test_every_config_of_ppo_loss(choice, shape):
 
 @pytest.mark.parametrize("options", option_sets()[::3], ids=lambda options: " ".join(options))
 def test_ppo_loss_with_many_combinations_of_options(options):
-    for without in ((), ("values", "weights"), ("entropy", "ref_logprobs")):
+    for without in ((), ("values", "weights"), ("entropy", "ref_logprobs", "token_weights")):
         args = ppo_case((3, 21), without=without, **options)
         assert_ppo_loss_as_good_as_reference(ppo_loss(*args), args)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e4])
-@pytest.mark.parametrize("position", [0, 1, 2, 4, 5, 6, 8, 9, 10])
+@pytest.mark.parametrize("position", [0, 1, 2, 4, 5, 6, 8, 9, 10, 11])
 def test_what_is_not_finite_goes_where_the_reference_sends_it(position, bad):
     for options in option_sets()[::21]:
         args = ppo_case((2, 30), **options)

@@ -1,5 +1,7 @@
 """Scores from models and functions, their errors, and the rewards made of them."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,27 @@ def test_token_rewards_by_hand():
     assert shaped.kl.tolist() == [[0, 0, 0, 0], [1, 0, -2, 0], [2, 0, 0, 0]]
     assert (shaped.penalty == -0.5 * shaped.kl).all()
     assert shaped.rewards.tolist() == [[10, 0, 0, 0], [-0.5, 0, 1, 20], [29, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("k1", [1, 0, -2]), ("k2", [0.5, 0, 2]), ("k3", [math.exp(-1), 0, math.exp(2) - 3])],
+)
+def test_every_kl_estimator_in_the_reward_by_hand(estimator, expected):
+    rollout = toy_rollout(rows=3, width=4)  # the second row is kept whole
+    logprobs, reference = torch.zeros(2, 3, 4)
+    reference[1] = torch.tensor([-1.0, 0.0, 2.0, 0.0])
+    shaped = token_rewards(
+        logprobs,
+        reference,
+        torch.tensor([0.0, 7.0, 0.0]),
+        rollout,
+        kl_coef=0.1,
+        kl_estimator=estimator,
+        reward_position="end",
+    )
+    assert shaped.kl[1].tolist() == pytest.approx([*expected, 0])
+    assert shaped.rewards[1].tolist() == pytest.approx([*(-0.1 * kl for kl in expected), 7])
 
 
 def test_junk_at_padding_does_not_matter():

@@ -8,6 +8,7 @@
 #include "bodies/adamw.h"
 #include "bodies/decode_attention.h"
 #include "bodies/faulty.h"
+#include "bodies/group_advantages.h"
 #include "bodies/quantize.h"
 #include "bodies/sample.h"
 
@@ -16,13 +17,13 @@ using namespace fastrlhf;
 template <class T>
 static void run_gae(const std::array<uintptr_t, 7>& a, int64_t rows, int64_t columns, float gamma,
                     float gamma_lam, bool reversed) {
-  std::vector<double> scratch(rows * GAE_MOMENTS, NAN);
+  std::vector<double> scratch(rows * MOMENTS, NAN);
   cuda_on_cpu::launch(gae_blocks(rows), GAE_THREADS, reversed, [&] {
     gae_kernel<T>((const T*)a[0], (const T*)a[1], (const bool*)a[2], (const bool*)a[3], (T*)a[4], (T*)a[5],
                   scratch.data(), rows, columns, gamma, gamma_lam);
   });
-  cuda_on_cpu::launch(1, GAE_FINISH_THREADS, reversed,
-                      [&] { gae_finish(scratch.data(), (double*)a[6], rows); });
+  cuda_on_cpu::launch(1, MOMENTS_THREADS, reversed,
+                      [&] { moments_finish<MOMENTS_THREADS>(scratch.data(), (double*)a[6], rows); });
 }
 
 template <class T>
@@ -30,7 +31,7 @@ static void run_ppo_loss(const std::array<uintptr_t, PPO_LOSS_ARRAYS>& addresses
                          const PPOLossOptions& options, bool reversed) {
   const PPOLossArrays<T> arrays = ppo_loss_arrays<T>(addresses);
   const int64_t blocks = ppo_loss_blocks(tokens);
-  std::vector<double> scratch(blocks * STATS, NAN);
+  std::vector<double> scratch(blocks * SUMS, NAN);
   cuda_on_cpu::launch((unsigned)blocks, PPO_LOSS_THREADS, reversed,
                       [&] { ppo_loss_kernel<T>(arrays, scratch.data(), tokens, options); });
   cuda_on_cpu::launch(1, PPO_LOSS_THREADS, reversed, [&] {
@@ -62,6 +63,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
               : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
   bind_adamw_body(module);
+  bind_group_advantages_body(module);
   bind_quantize_body(module);
   bind_decode_attention_body(module);
   bind_sample_body(module);

@@ -40,11 +40,15 @@ FASTRLHF_INLINE void store(float* to, f8 from, int count) {
   memcpy(to, &from, count == LANES ? sizeof(from) : count * sizeof(float));
 }
 
-// Booleans as the selecting mask of eight lanes; those after `count` are false.
+// Booleans as the selecting mask of eight lanes; those after `count` are false. Each lane picks its byte of a
+// word: GCC would widen eight bytes one by one, in 25 instructions.
 FASTRLHF_INLINE i8 load_mask(const bool* from, int count) {
-  b8 bytes{};
-  memcpy(&bytes, from, count);
-  return __builtin_convertvector(bytes, i8) != 0;
+  uint32_t four[2]{};
+  memcpy(four, from, count);
+  const int low = (int)four[0], high = (int)four[1], first = 0xff, second = first << 8, third = second << 8,
+            fourth = (int)0xff000000;
+  const i8 words = {low, low, low, low, high, high, high, high};
+  return (words & i8{first, second, third, fourth, first, second, third, fourth}) != 0;
 }
 
 // bfloat16 as its 16 bits, the upper ones of a float.
@@ -108,10 +112,11 @@ struct LaneSum {
   d4 low{}, high{};
 
   FASTRLHF_INLINE void add(f8 x) {
-    f4 halves[2];
-    memcpy(halves, &x, sizeof x);
-    low += __builtin_convertvector(halves[0], d4);
-    high += __builtin_convertvector(halves[1], d4);
+    const d8 wide = __builtin_convertvector(x, d8);
+    d4 halves[2];
+    memcpy(halves, &wide, sizeof wide);
+    low += halves[0];
+    high += halves[1];
   }
   FASTRLHF_INLINE double total() const {
     const d4 sum = low + high;

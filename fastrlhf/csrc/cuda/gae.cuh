@@ -4,15 +4,13 @@
 // the lanes composes the maps; the advantage carried over then goes through each composed map.
 #pragma once
 
+#include "moments.cuh"
 #include "number.cuh"
-#include "reduce.cuh"
 
 namespace fastrlhf {
 
 constexpr int GAE_ROWS_PER_BLOCK = 4;
 constexpr int GAE_THREADS = GAE_ROWS_PER_BLOCK * WARP;
-constexpr int GAE_MOMENTS = 3;
-constexpr int GAE_FINISH_THREADS = 256;
 
 inline unsigned gae_blocks(int64_t rows) {
   return (unsigned)((rows + GAE_ROWS_PER_BLOCK - 1) / GAE_ROWS_PER_BLOCK);
@@ -34,7 +32,7 @@ __device__ __forceinline__ float apply(Affine map, float x) {
   return map.forgets ? map.add : map.add + map.scale * x;
 }
 
-// Grid: gae_blocks(rows) blocks of GAE_THREADS. row_moments: [rows, 3], for `gae_finish`.
+// Grid: gae_blocks(rows) blocks of GAE_THREADS. row_moments: [rows, 3], for `moments_finish`.
 // At least one block a multiprocessor: left to itself ptxas aims at full occupancy and spills 8 bytes on
 // sm_100.
 template <class T>
@@ -48,7 +46,7 @@ __global__ void __launch_bounds__(GAE_THREADS, 1)
   const int lane = threadIdx.x % WARP;
   const int64_t start = row * columns;
 
-  double moments[GAE_MOMENTS] = {};
+  double moments[MOMENTS] = {};
   float next_value = 0, next_advantage = 0;  // of the position after these 32, the same in every lane
   for (int64_t base = (columns - 1) / WARP * WARP; base >= 0; base -= WARP) {
     const int64_t at = start + base + lane;
@@ -82,19 +80,9 @@ __global__ void __launch_bounds__(GAE_THREADS, 1)
     next_value = __shfl_sync(FULL_WARP, state_value, 0);
     next_advantage = __shfl_sync(FULL_WARP, advantage, 0);
   }
-  for (int i = 0; i < GAE_MOMENTS; ++i) {
+  for (int i = 0; i < MOMENTS; ++i) {
     const double sum = warp_sum(moments[i]);
-    if (lane == 0) row_moments[row * GAE_MOMENTS + i] = sum;
-  }
-}
-
-// Grid: one block of GAE_FINISH_THREADS.
-__global__ void __launch_bounds__(GAE_FINISH_THREADS)
-    gae_finish(const double* __restrict__ row_moments, double* __restrict__ moments, int64_t rows) {
-  double sums[GAE_MOMENTS];
-  sum_parts<GAE_MOMENTS, GAE_FINISH_THREADS>(row_moments, rows, sums);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < GAE_MOMENTS; ++i) moments[i] = sums[i];
+    if (lane == 0) row_moments[row * MOMENTS + i] = sum;
   }
 }
 

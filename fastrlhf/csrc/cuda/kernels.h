@@ -16,7 +16,7 @@ namespace fastrlhf {
 int launch_gae(bool bfloat16, const std::array<uintptr_t, 7>& addresses, uintptr_t scratch, int64_t rows,
                int64_t columns, float gamma, float gamma_lam, cudaStream_t stream);
 
-// The number of rows of scratch, float64 [rows, STATS], that `launch_ppo_loss` needs.
+// The number of rows of scratch, float64 [rows, SUMS], that `launch_ppo_loss` needs.
 int64_t ppo_loss_scratch_rows(int64_t tokens);
 
 template <class T>

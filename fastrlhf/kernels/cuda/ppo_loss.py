@@ -6,6 +6,7 @@ import torch
 
 from fastrlhf.device.launch import launch
 from fastrlhf.kernels import native
+from fastrlhf.kernels.ppo_loss import Stat
 from fastrlhf.kernels.ppo_loss_arguments import ppo_loss_arguments
 
 
@@ -14,7 +15,8 @@ def ppo_loss(*args):
     given, module = ppo_loss_arguments(*args), native.module("_cuda")
     logprobs = given.inputs[0]
     scratch_rows = module.ppo_loss_scratch_rows(given.tokens)
-    scratch = torch.empty(scratch_rows, 10, dtype=torch.float64, device=logprobs.device)
+    sums = len(Stat) + 1  # and the objective
+    scratch = torch.empty(scratch_rows, sums, dtype=torch.float64, device=logprobs.device)
     launch(
         module,
         "ppo_loss",

@@ -19,6 +19,7 @@ def ppo_loss(
     entropy,
     ref_logprobs,
     weights,
+    token_weights,
     denominators,
     cliprange,
     cliprange_high,
@@ -34,6 +35,8 @@ def ppo_loss(
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     x, advantage = logprobs.to(dtype), advantages.to(dtype)
     denominator, value_denominator = denominators.to(dtype)
+    token_weight = 1.0 if token_weights is None else token_weights.to(dtype)
+    share = token_weight / denominator
     zero = torch.zeros((), dtype=dtype, device=x.device)
 
     def total(term, kept=mask):
@@ -51,17 +54,19 @@ def ppo_loss(
     is_bounded = policy_loss > bound
     weight = 1.0 if weights is None else weights.to(dtype)
     policy_loss = weight * torch.minimum(policy_loss, bound)
-    grad_logprobs = weight * unclipped / denominator
-    grad_logprobs = torch.where(is_clipped | is_bounded | ~inside, 0.0, grad_logprobs)
+    slope = weight * unclipped
+    slope = torch.where(is_clipped | is_bounded | ~inside, 0.0, slope)
 
     # KL to the reference
     kl = zero.expand_as(x)
     if ref_logprobs is not None:
         reference = ref_logprobs.to(dtype)
         kl = kl_estimate(x, reference, kl_estimator)
-        slope = {"k1": torch.ones_like(x), "k2": x - reference, "k3": -(reference - x).expm1()}[kl_estimator]
+        kl_slope = {"k1": torch.ones_like(x), "k2": x - reference, "k3": -(reference - x).expm1()}[
+            kl_estimator
+        ]
         if kl_coef != 0:
-            grad_logprobs = grad_logprobs + kl_coef * slope / denominator
+            slope = slope + kl_coef * kl_slope
 
     # value
     value_loss, value_is_clipped, grad_values = zero.expand_as(x), torch.zeros_like(mask), x.new_zeros(0)
@@ -77,15 +82,24 @@ def ppo_loss(
         grad_values = torch.where(value_mask & (vf_coef != 0), grad_values, 0.0)
 
     # entropy
-    grad_entropy = x.new_zeros(0)
+    bonus, grad_entropy = zero.expand_as(x), x.new_zeros(0)
     if entropy is not None:
-        grad_entropy = torch.where(mask, -entropy_coef / denominator, 0.0)
+        bonus = entropy.to(dtype)
+        grad_entropy = torch.where(mask, -entropy_coef * share, 0.0)
+
+    # A term that is only watched (coefficient zero) stays out: k3 overflows where the policy finds a token next
+    # to impossible that the reference does not, and 0 x inf would make the loss NaN.
+    objective = policy_loss
+    if entropy_coef != 0:
+        objective = objective - entropy_coef * bonus
+    if kl_coef != 0:
+        objective = objective + kl_coef * kl
 
     stats = torch.stack(
         [
             total(policy_loss),
             total(value_loss, value_mask),
-            total(zero.expand_as(x) if entropy is None else entropy.to(dtype)),
+            total(bonus),
             total(kl),
             total(0.5 * log_ratio.square()),
             total(ratio),
@@ -95,18 +109,10 @@ def ppo_loss(
             value_mask.sum(dtype=torch.float64),
         ]
     )
-    policy, value_sum, entropy_sum, kl_sum = stats[:4]
-    loss = policy / denominators[0]
-    # A term that is only watched (coefficient zero) stays out: k3 overflows where the policy finds a token next
-    # to impossible that the reference does not, and 0 x inf would make the loss NaN.
-    for coefficient, term, divisor in (
-        (vf_coef, value_sum, denominators[1]),
-        (-entropy_coef, entropy_sum, denominators[0]),
-        (kl_coef, kl_sum, denominators[0]),
-    ):
-        if coefficient != 0:
-            loss = loss + coefficient * term / divisor
-    grad_logprobs = torch.where(mask, grad_logprobs, 0.0)
+    loss = total(token_weight * objective) / denominators[0]
+    if vf_coef != 0:
+        loss = loss + vf_coef * stats[1] / denominators[1]
+    grad_logprobs = torch.where(mask, share * slope, 0.0)
     return (
         loss.to(dtype),
         stats,

@@ -27,6 +27,10 @@ VALUE_CLIPPED = tl.constexpr(int(Stat.VALUE_CLIPPED))
 TOKENS = tl.constexpr(int(Stat.TOKENS))
 VALUE_TOKENS = tl.constexpr(int(Stat.VALUE_TOKENS))
 STATS = tl.constexpr(len(Stat))
+OBJECTIVE = STATS  # of policy loss, entropy and KL with their coefficients, weighted by token_weights
+# The columns of a program's sums: those from the objective's on are neither written nor looked at, and make rows start
+# at multiples of 16 bytes.
+COLUMNS = tl.constexpr(16)
 
 
 def choose_config(tokens: int) -> dict:
@@ -42,7 +46,7 @@ def ppo_loss(*args):
     *tensors, denominators = given.inputs
     *limits, vf_coef, entropy_coef, kl_coef = given.numbers
     programs = triton.cdiv(given.tokens, config["BLOCK"])
-    block_sums = torch.empty(programs, len(Stat), dtype=torch.float64, device=loss.device)
+    block_sums = torch.empty(programs, COLUMNS.value, dtype=torch.float64, device=loss.device)
     launch_triton(
         ppo_loss_kernel,
         (programs,),
@@ -70,8 +74,6 @@ def ppo_loss(*args):
         stats,
         programs,
         vf_coef,
-        entropy_coef,
-        kl_coef,
         BLOCK=64,
         num_warps=4,
     )
@@ -91,7 +93,7 @@ def minimum(x, y):
 
 @triton.jit
 def add_up(sums, STAT: tl.constexpr, term, kept):
-    """Store the sum of `term` over the kept lanes of the block, float64, as its statistic."""
+    """Store the sum of `term` over the kept lanes of the block, float64, in its place."""
     tl.store(sums + STAT, tl.sum(tl.where(kept, term, 0.0).to(tl.float64), axis=0))
 
 
@@ -120,6 +122,7 @@ def ppo_loss_kernel(
     entropy,
     ref_logprobs,
     weights,
+    token_weights,
     denominators,
     grad_logprobs,
     grad_values,
@@ -139,8 +142,8 @@ def ppo_loss_kernel(
     BLOCK: tl.constexpr,
 ):
     """Grid: one program a block of tokens. All tensors are contiguous; values (with old_values and returns), entropy,
-    ref_logprobs and weights may each be None. block_sums: float64 `[programs, STATS]`. EVEN: `tokens` is a multiple of
-    16, without which a lane's mask is its own and no load takes 16 bytes."""
+    ref_logprobs, weights and token_weights may each be None. block_sums: float64 `[programs, COLUMNS]`. EVEN: `tokens`
+    is a multiple of 16, without which a lane's mask is its own and no load takes 16 bytes."""
     if EVEN:
         tokens = (
             tokens // 16 * 16
@@ -148,8 +151,7 @@ def ppo_loss_kernel(
     program = tl.program_id(0).to(tl.int64)
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < tokens
-    sums = block_sums + program * STATS
-    denominator = tl.load(denominators).to(tl.float32)
+    sums = block_sums + program * COLUMNS
     keep = tl.load(mask + at, mask=inside, other=0) != 0
 
     # policy
@@ -166,33 +168,51 @@ def ppo_loss_kernel(
     bound = tl.where(advantage < 0, -advantage * dual_clip, float("inf"))
     is_bounded = loss > bound
     loss = minimum(loss, bound)
-    gradient = unclipped / denominator
+    slope = unclipped
     if weights is not None:
         weight = take(weights, at, inside, keep)
         loss *= weight
-        gradient *= weight
-    gradient = tl.where(is_clipped | is_bounded | (within == 0), 0.0, gradient)
+        slope *= weight
+    slope = tl.where(is_clipped | is_bounded | (within == 0), 0.0, slope)
     add_up(sums, POLICY_LOSS, loss, keep)
     add_up(sums, APPROX_KL, 0.5 * log_ratio * log_ratio, keep)
     add_up(sums, RATIO, ratio, keep)
     add_up(sums, CLIPPED, is_clipped.to(tl.float32), keep)
     add_up(sums, TOKENS, keep.to(tl.float32), keep)
 
-    # KL to the reference
+    # KL to the reference; the objective's terms join it one by one, so that few numbers live at once
+    objective = loss
     kl = tl.zeros((BLOCK,), tl.float32)
     if ref_logprobs is not None:
         difference = take(ref_logprobs, at, inside, keep) - logprob
         if KL_ESTIMATOR == 1:
-            kl, slope = -difference, tl.full((BLOCK,), 1.0, tl.float32)
+            kl, kl_slope = -difference, tl.full((BLOCK,), 1.0, tl.float32)
         elif KL_ESTIMATOR == 2:
-            kl, slope = 0.5 * difference * difference, -difference
+            kl, kl_slope = 0.5 * difference * difference, -difference
         else:
             expm1, kl = expm1_and_rest(difference)
-            slope = -expm1
-        # only watched at zero: zero times a slope that overflowed would be NaN
-        gradient += tl.where(kl_coef != 0, kl_coef * slope / denominator, 0.0)
+            kl_slope = -expm1
+        # a term is only watched at zero: zero times what overflowed would be NaN
+        objective += tl.where(kl_coef != 0, kl_coef * kl, 0.0)
+        slope += tl.where(kl_coef != 0, kl_coef * kl_slope, 0.0)
     add_up(sums, KL, kl, keep)
-    put(grad_logprobs, at, tl.where(keep, gradient, 0.0), inside)
+
+    # entropy
+    bonus = tl.zeros((BLOCK,), tl.float32)
+    if entropy is not None:
+        bonus = take(entropy, at, inside, keep)
+        objective -= tl.where(entropy_coef != 0, entropy_coef * bonus, 0.0)
+    add_up(sums, ENTROPY, bonus, keep)
+
+    share = 1 / tl.load(denominators).to(tl.float32)
+    if token_weights is not None:
+        token_weight = take(token_weights, at, inside, keep)
+        objective *= token_weight
+        share *= token_weight
+    add_up(sums, OBJECTIVE, objective, keep)
+    put(grad_logprobs, at, tl.where(keep, share * slope, 0.0), inside)
+    if entropy is not None:
+        put(grad_entropy, at, tl.where(keep, -entropy_coef * share, 0.0), inside)
 
     # value
     keep_value = tl.load(value_mask + at, mask=inside, other=0) != 0
@@ -214,41 +234,24 @@ def ppo_loss_kernel(
     add_up(sums, VALUE_CLIPPED, value_is_clipped, keep_value)
     add_up(sums, VALUE_TOKENS, keep_value.to(tl.float32), keep_value)
 
-    # entropy
-    bonus = tl.zeros((BLOCK,), tl.float32)
-    if entropy is not None:
-        bonus = take(entropy, at, inside, keep)
-        put(grad_entropy, at, tl.where(keep, -entropy_coef / denominator, 0.0), inside)
-    add_up(sums, ENTROPY, bonus, keep)
-
 
 @triton.jit
-def pick(totals, STAT: tl.constexpr, WIDTH: tl.constexpr):
-    return tl.sum(tl.where(tl.arange(0, WIDTH) == STAT, totals, 0.0), axis=0)
+def pick(totals, STAT: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, COLUMNS) == STAT, totals, 0.0), axis=0)
 
 
 @triton.jit(do_not_specialize=["programs"])
-def ppo_loss_finish_kernel(
-    block_sums, denominators, loss, stats, programs, vf_coef, entropy_coef, kl_coef, BLOCK: tl.constexpr
-):
-    """Grid: one program. block_sums: float64 `[programs, STATS]`."""
-    WIDTH: tl.constexpr = 16
-    stat = tl.arange(0, WIDTH)
-    totals = tl.zeros((WIDTH,), tl.float64)
+def ppo_loss_finish_kernel(block_sums, denominators, loss, stats, programs, vf_coef, BLOCK: tl.constexpr):
+    """Grid: one program. block_sums: float64 `[programs, COLUMNS]`."""
+    stat = tl.arange(0, COLUMNS)
+    totals = tl.zeros((COLUMNS,), tl.float64)
     for start in range(0, programs, BLOCK):
         row = start + tl.arange(0, BLOCK)
-        part = block_sums + row[:, None] * STATS + stat[None, :]
-        within = (row[:, None] < programs) & (stat[None, :] < STATS)
-        totals += tl.sum(tl.load(part, mask=within, other=0.0), axis=0)
+        part = block_sums + row[:, None] * COLUMNS + stat[None, :]
+        totals += tl.sum(tl.load(part, mask=row[:, None] < programs, other=0.0), axis=0)
     tl.store(stats + stat, totals, mask=stat < STATS)
 
-    denominator, value_denominator = tl.load(denominators), tl.load(denominators + 1)
-    result = pick(totals, POLICY_LOSS, WIDTH) / denominator
-    # A term whose coefficient is zero stays out: zero times a sum that overflowed would be NaN.
-    if vf_coef != 0:
-        result += vf_coef * pick(totals, VALUE_LOSS, WIDTH) / value_denominator
-    if entropy_coef != 0:
-        result -= entropy_coef * pick(totals, ENTROPY, WIDTH) / denominator
-    if kl_coef != 0:
-        result += kl_coef * pick(totals, KL, WIDTH) / denominator
+    result = pick(totals, OBJECTIVE) / tl.load(denominators)
+    if vf_coef != 0:  # only watched at zero, as above
+        result += vf_coef * pick(totals, VALUE_LOSS) / tl.load(denominators + 1)
     tl.store(loss, result.to(tl.float32))

@@ -17,7 +17,7 @@ def _minibatch(rows: int, columns: int, dtype: torch.dtype, *, everything: bool 
     ppo_loss(
         *(numbers, numbers, numbers, mask),
         *(optional, optional, optional, mask),
-        *(optional, optional, optional, denominators),
+        *(optional, optional, optional, optional, denominators),
         *(0.2, 0.2, inf, inf, 0.2, 0.1, 0.01, 0.05, "k3"),
     )
 
