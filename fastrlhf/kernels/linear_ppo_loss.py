@@ -42,9 +42,9 @@ def linear_ppo_loss(
     weight and bias, and in the values among the options.
 
     The loss's gradient of a token needs that token's log-probability and entropy alone, so a block of rows is done at
-    once: its logits over the whole vocabulary, the loss, the gradient of the logits in their place, and from there those
-    of hidden_states and head. Nothing is computed again, and the backward only multiplies by the gradient of the loss.
-    Matrix products, against those of `linear_logprob` and `ppo_loss` one after the other:
+    once: its logits over the whole vocabulary, the loss, the gradient of the logits in their place, and from there
+    those of hidden_states and head. Nothing is computed again, and the backward only multiplies by the gradient of the
+    loss. Matrix products, against those of `linear_logprob` and `ppo_loss` one after the other:
 
     - trainable head: three against four;
     - frozen head, entropy_coef not zero: two against three;
@@ -63,10 +63,10 @@ def linear_ppo_loss(
     Raises:
         ValueError, TypeError, IndexError: as `linear_logprob` and `ppo_loss`.
 
-    Memory: the logits of at most 128 rows (26 MB at V = 50,304: every block reads the weight twice and its gradient once,
-    and with fewer rows that takes longer than computing the logits again), a tile a thread, and the gradients, which
-    are kept from the forward to the backward: hidden_states', and the head's if it is trainable. The backward returns
-    those themselves where the gradient of the loss is one (on a CPU), else products of the same size.
+    Memory: the logits of at most 128 rows (26 MB at V = 50,304: every block reads the weight and its gradient, and with
+    fewer rows that takes longer than computing the logits again), a tile a thread, and the gradients, which are kept
+    from the forward to the backward: hidden_states', and the head's if it is trainable. The backward returns those
+    themselves where the gradient of the loss is one (on a CPU), else products of the same size.
     """
     check_head(hidden_states, weight, targets, bias, temperature, softcap)
     if "entropy" in options:

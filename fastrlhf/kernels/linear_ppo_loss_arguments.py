@@ -18,8 +18,8 @@ _ENTROPY_COEF = _NAMES.index("entropy_coef") - _TENSORS
 def split_operands(
     operands: tuple[torch.Tensor | float | str | None, ...],
 ) -> tuple[list[torch.Tensor | None], list[float], str]:
-    """The operation's arguments as its tensors, its numbers and the KL estimator; None for logprobs, values and entropy,
-    which are not among them."""
+    """The operation's arguments as its tensors, its numbers and the KL estimator; None for logprobs, values and
+    entropy, which are not among them."""
     tensors = [
         None if position in (_LOGPROBS, _VALUES, _ENTROPY) else tensor
         for position, tensor in enumerate(operands[:_TENSORS])

@@ -188,11 +188,13 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
     }
   }
   for (int w = 0; job.out.grad_bias && w < count; ++w) {
-    float sum = job.adds() ? job.out.grad_bias[first + w] : 0;
+    typename T::Vector lanes[T::VECTORS] = {};
     for (int64_t panel = 0; panel < job.panels(); ++panel)
-      for (int lane = 0; lane < T::COLUMNS; ++lane)
-        sum += job.gradients_of(panel)[(word + w) * T::COLUMNS + lane];
-    job.out.grad_bias[first + w] = sum;
+      for (int c = 0; c < T::VECTORS; ++c)
+        lanes[c] += load_vector<typename T::Vector>(job.gradients_of(panel) + (word + w) * T::COLUMNS + c * T::LANES);
+    double sum = job.adds() ? job.out.grad_bias[first + w] : 0;
+    for (int lane = 0; lane < T::COLUMNS; ++lane) sum += lanes[lane / T::LANES][lane % T::LANES];
+    job.out.grad_bias[first + w] = (float)sum;
   }
 }
 
