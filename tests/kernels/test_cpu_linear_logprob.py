@@ -27,7 +27,7 @@ FORWARD = ("logprobs", "entropy", "logsumexp", "logprob_slope", "entropy_slope")
 BACKWARD = ("grad_hidden", "grad_weight", "grad_bias")
 NAN, INF = math.nan, math.inf
 # So that the largest error of plain PyTorch is no accident.
-ENOUGH_ROWS = 128
+ENOUGH_ROWS = 512
 
 # N, D, V: around a panel (8, 16, 32 rows), a stripe (6, 12 words), a piece of the depth (256), a tile of the vocabulary
 # (240 words), a merged chunk (4 tiles), a group (512 rows) and a block (1,024 rows).
@@ -96,7 +96,7 @@ def assert_right(tensors, numbers, with_entropy=True):
     assert_all_right([(tensors, numbers)], with_entropy)
 
 
-def assert_all_right(cases, with_entropy=True):
+def assert_all_right(cases, with_entropy=True, ulps=4):
     """As `assert_right`, the numbers of all cases at once."""
     results = []
     for tensors, numbers in cases:
@@ -121,7 +121,7 @@ def assert_all_right(cases, with_entropy=True):
     for name, *three in zip(FORWARD + BACKWARD, *runs, strict=True):
         if name == "logsumexp":  # made of float32 logits
             three = [tensor.float() for tensor in three[:2]] + three[2:]
-        assert_as_good_as(*three, name=name)
+        assert_as_good_as(*three, ulps=ulps, name=name)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -148,7 +148,9 @@ def test_every_option(vectors, softcap, temperature, with_bias, with_entropy):
 )
 def test_any_shape_and_any_options(shape, seed, with_bias, temperature, softcap, scale):
     seeds = range(seed, seed + math.ceil(ENOUGH_ROWS / shape[0]))
-    assert_all_right([case(shape, one, with_bias, temperature, softcap, scale) for one in seeds])
+    cases = [case(shape, one, with_bias, temperature, softcap, scale) for one in seeds]
+    # Twice as many units as elsewhere: a soft cap's last digit over a low temperature counts many times in e^z.
+    assert_all_right(cases, ulps=8)
 
 
 @pytest.mark.parametrize("first", [-1e4, 1e4])

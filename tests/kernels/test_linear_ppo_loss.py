@@ -7,11 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrlhf import kernels
-from fastrlhf.kernels import Stat
+from fastrlhf.kernels import Stat, dispatch
 from fastrlhf.kernels.cases import cases
 from tests.kernels.test_linear_logprob import plain as plain_head
 from tests.kernels.test_ppo_loss import EVERYTHING
 from tests.kernels.test_ppo_loss import plain as plain_loss
+from tests.support.backends import interpreted
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as, joined
 
@@ -135,7 +136,7 @@ def assert_right(tensors, device, needed=LEAVES, **options):
 
 
 def several(shape=(ROWS, WIDTH, WORDS), **options):
-    return [case(shape, seed=seed, **options) for seed in range(8)]
+    return [case(shape, seed=seed, **options) for seed in range(2 if interpreted() else 8)]
 
 
 def without_values(tensors):
@@ -146,11 +147,18 @@ def without_values(tensors):
     }
 
 
-@pytest.mark.parametrize("needed", [LEAVES[:1], LEAVES[:2], LEAVES[1:3], LEAVES], ids=" ".join)
+@pytest.mark.parametrize("needed", [LEAVES[:1], LEAVES], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_good_as_plain_with_every_option(device, dtype, options, needed):
     assert_right(several(dtype=dtype), device, needed, **options)
+
+
+@pytest.mark.parametrize(
+    "needed", [LEAVES[:2], LEAVES[1:2], LEAVES[2:3], LEAVES[3:], LEAVES[::3]], ids=" ".join
+)
+def test_gradients_only_where_asked(device, needed):
+    assert_right(several(), device, needed, **EVERYTHING)
 
 
 @pytest.mark.parametrize("needed", [HEAD[:1], HEAD], ids=["frozen", "trainable"])
@@ -338,6 +346,8 @@ def test_the_backward_of_the_loss_itself_hands_over_what_was_kept(needed):
 
 @pytest.mark.parametrize("needed", [HEAD[:1], HEAD], ids=["frozen", "trainable"])
 def test_memory_is_blocks_never_whole_logits(device, needed):
+    if dispatch.forced_backend() == "triton":
+        pytest.skip("what it holds is what the kernels of linear_logprob hold, and measured there")
     peaks = []
     for rows in (512, 1024):
         tensors = without_values(case((rows, 4, 3001)))
