@@ -9,6 +9,7 @@ import torch
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import matrix_inputs
 from fastrlhf.kernels.linear_logprob import check_head, check_targets
 from fastrlhf.kernels.linear_ppo_loss_arguments import split_operands
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, checked_operands, ppo_loss
@@ -72,6 +73,7 @@ def linear_ppo_loss(
     and with fewer rows that takes longer than computing the logits again), and a tile a thread. On a GPU what
     `linear_logprob` and its backward hold.
     """
+    hidden_states, weight, bias = matrix_inputs(hidden_states, weight, bias)
     check_head(hidden_states, weight, targets, bias, temperature, softcap)
     if "entropy" in options:
         raise TypeError("entropy is not an option of linear_ppo_loss, which finds it")
@@ -79,15 +81,16 @@ def linear_ppo_loss(
     found = hidden_states.new_empty(hidden_states.shape[:1], dtype=dtype)  # stands for what is to be found
     given = _DEFAULTS | options | {"entropy": found}
     operands = checked_operands(found, old_logprobs, advantages, mask, **given)
+    values, *loss_arguments = split_operands(operands)
     loss, stats, *_ = _linear_ppo_loss(
         hidden_states,
         weight,
         targets,
         bias,
-        given["values"],
+        values,
         float(temperature),
         softcap,
-        *split_operands(operands),
+        *loss_arguments,
         int(_wanted(hidden_states, weight, bias)),
     )
     return PPOLoss(loss, stats)

@@ -17,14 +17,14 @@ _ENTROPY_COEF = _NAMES.index("entropy_coef") - _TENSORS
 
 def split_operands(
     operands: tuple[torch.Tensor | float | str | None, ...],
-) -> tuple[list[torch.Tensor | None], list[float], str]:
-    """The operation's arguments as its tensors, its numbers and the KL estimator; None for logprobs, values and
-    entropy, which are not among them."""
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None], list[float], str]:
+    """The operation's arguments as the values, its other tensors, its numbers and the KL estimator; None for logprobs,
+    values and entropy, which are not among the tensors."""
     tensors = [
         None if position in (_LOGPROBS, _VALUES, _ENTROPY) else tensor
         for position, tensor in enumerate(operands[:_TENSORS])
     ]
-    return tensors, list(operands[_TENSORS:-1]), operands[-1]
+    return operands[_VALUES], tensors, list(operands[_TENSORS:-1]), operands[-1]
 
 
 def with_entropy_gradient(numbers: list[float]) -> bool:

@@ -35,7 +35,8 @@ def cases(dtype):
 
     def loss(rows=slice(None), **options):
         options = ppo_loss.__kwdefaults__ | options
-        return split_operands(checked_operands(old[rows], old[rows], advantages[rows], mask[rows], **options))
+        operands = checked_operands(old[rows], old[rows], advantages[rows], mask[rows], **options)
+        return split_operands(operands)[1:]
 
     return {
         "trainable head, every option": (
