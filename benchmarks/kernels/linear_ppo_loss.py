@@ -1,52 +1,59 @@
-"""PPO's loss from hidden states with its backward: one operation against `linear_logprob` with `ppo_loss`, and against
-whole logits."""
+"""PPO's loss from hidden states with its backward: one operation against its two parts, and against whole logits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from benchmarks.contenders import beside
 from fastrlhf import kernels
 
 OPERATION = "linear_ppo_loss"
 
+ROWS, VOCABULARY = 1024, 50_304
 
-def plain(hidden_states, weight, targets, known, entropy_coef):
-    """Whole logits and whole log-probabilities; the loss, which is next to nothing beside them, in one pass."""
+
+def plain(hidden_states, weight, targets, entropy_coef, known):
+    """Whole logits and whole log-probabilities; the loss, next to nothing beside them, in one pass."""
     log_p = torch.log_softmax(torch.nn.functional.linear(hidden_states, weight).float(), dim=-1)
     logprobs = log_p.gather(1, targets[:, None]).squeeze(1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1) if entropy_coef else None
     return kernels.ppo_loss(logprobs, **known, entropy=entropy, entropy_coef=entropy_coef).loss
 
 
-def composed(hidden_states, weight, targets, known, entropy_coef):
+def composed(hidden_states, weight, targets, entropy_coef, known):
     """The two operations that `linear_ppo_loss` is."""
-    head = kernels.linear_logprob(hidden_states, weight, targets, entropy_grad=entropy_coef != 0)
-    return kernels.ppo_loss(head.logprobs, **known, entropy=head.entropy, entropy_coef=entropy_coef).loss
+    logprobs, entropy = kernels.linear_logprob(hidden_states, weight, targets, entropy_grad=entropy_coef != 0)
+    return kernels.ppo_loss(logprobs, **known, entropy=entropy, entropy_coef=entropy_coef).loss
 
 
-def fused(hidden_states, weight, targets, known, entropy_coef):
+def fused(hidden_states, weight, targets, entropy_coef, known):
     return kernels.linear_ppo_loss(hidden_states, weight, targets, **known, entropy_coef=entropy_coef).loss
 
 
+@beside("composed", reference=False)
 @pytest.mark.parametrize("width", [256, 576])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
-@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
-@pytest.mark.parametrize("way", [fused, composed], ids=["fused", "composed"])
-def bench_linear_ppo_loss(measure, device, way, trainable, entropy_coef, width):
+@pytest.mark.parametrize("head", ["frozen", "trainable"])
+def bench_training(measure, device, head, entropy_coef, width):
     torch.manual_seed(0)
-    rows, vocabulary = 1024, 50_304
-    hidden_states = torch.randn(rows, width, device=device, requires_grad=True)
-    weight = (torch.randn(vocabulary, width, device=device) / width**0.5).requires_grad_(trainable)
-    targets = torch.randint(vocabulary, (rows,), device=device)
+    hidden_states = torch.randn(ROWS, width, device=device, requires_grad=True)
+    weight = torch.randn(VOCABULARY, width, device=device) / width**0.5
+    targets = torch.randint(VOCABULARY, (ROWS,), device=device)
     known = {
-        "old_logprobs": torch.randn(rows, device=device) - 11,
-        "advantages": torch.randn(rows, device=device),
-        "mask": torch.ones(rows, dtype=torch.bool, device=device),
+        "old_logprobs": torch.randn(ROWS, device=device) - 11,
+        "advantages": torch.randn(ROWS, device=device),
+        "mask": torch.ones(ROWS, dtype=torch.bool, device=device),
     }
-    leaves = [hidden_states, weight] if trainable else [hidden_states]
+    leaves = [hidden_states, weight.requires_grad_()] if head == "trainable" else [hidden_states]
 
     def run(function):
-        torch.autograd.grad(function(hidden_states, weight, targets, known, entropy_coef), leaves)
+        return torch.autograd.grad(function(hidden_states, weight, targets, entropy_coef, known), leaves)
 
-    measure(lambda: run(plain), lambda: run(way))
+    bonus = ", entropy bonus" if entropy_coef else ""
+    measure(
+        f"[{ROWS}, {width}] x [{VOCABULARY}, {width}] {head} head{bonus}",
+        lambda: run(fused),
+        eager=lambda: run(plain),
+        composed=lambda: run(composed),
+    )
