@@ -36,6 +36,7 @@ OPERATIONS = (
     "linear_backward",
     "linear_logprob",
     "linear_logprob_backward",
+    "linear_ppo_loss",
     "lora_linear",
     "lora_linear_backward",
     "norm",

@@ -65,6 +65,26 @@ def linear_logprob(
     hidden state, `[N, D]` each, float32 (one without `entropy_grad`), and the backward is elementwise.
     """
     hidden_states, weight, bias = matrix_inputs(hidden_states, weight, bias)
+    check_head(hidden_states, weight, targets, bias, temperature, softcap)
+    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    slopes = 0
+    if frozen and hidden_states.requires_grad and torch.is_grad_enabled():
+        slopes = 2 if entropy_grad else 1
+    logprobs, entropy, *_ = _linear_logprob(
+        hidden_states, weight, targets, bias, float(temperature), softcap, slopes
+    )
+    return LinearLogprob(logprobs, entropy if entropy_grad else entropy.detach())
+
+
+def check_head(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    softcap: float | None,
+) -> None:
+    """Raise the ValueError or TypeError that the docstring of `linear_logprob` promises."""
     check_dims("hidden_states", hidden_states, 2, "[N, D]")
     check_dtype("hidden_states", hidden_states, FLOATS)
     check_dims("weight", weight, 2, "[V, D]")
@@ -79,14 +99,16 @@ def linear_logprob(
     check_at_least("temperature", temperature, 0, strict=True)
     if softcap is not None:
         check_at_least("softcap", softcap, 0, strict=True)
-    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
-    slopes = 0
-    if frozen and hidden_states.requires_grad and torch.is_grad_enabled():
-        slopes = 2 if entropy_grad else 1
-    logprobs, entropy, *_ = _linear_logprob(
-        hidden_states, weight, targets, bias, float(temperature), softcap, slopes
-    )
-    return LinearLogprob(logprobs, entropy if entropy_grad else entropy.detach())
+
+
+def check_targets(targets: torch.Tensor, weight: torch.Tensor) -> None:
+    """Raise IndexError unless targets on a CPU are rows of `weight`; a GPU is not made to wait for the check."""
+    if targets.device.type == "cpu" and targets.numel():
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= weight.shape[0]:
+            raise IndexError(
+                f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
+            )
 
 
 @dispatch.costs("linear_logprob")
@@ -133,12 +155,7 @@ def _linear_logprob(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """logprobs, entropy, logsumexp `[N]` in float64 (of the logits divided by the temperature, for the backward), and
     the first `slopes` of d logprob / d hidden_states and d entropy / d hidden_states, `[N, D]` (the others empty)."""
-    if targets.device.type == "cpu" and targets.numel():
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= weight.shape[0]:
-            raise IndexError(
-                f"targets lie in [{low}, {high}], expected [0, {weight.shape[0]}) (the rows of weight)"
-            )
+    check_targets(targets, weight)
     return dispatch.call("linear_logprob", hidden_states, weight, targets, bias, temperature, softcap, slopes)
 
 

@@ -111,6 +111,37 @@ def ppo_loss(
 
     Memory: the gradients (like their inputs), kept from the forward to the backward, and nothing else.
     """
+    loss, stats, *_ = _ppo_loss(*checked_operands(**locals()))
+    return PPOLoss(loss, stats)
+
+
+def checked_operands(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    values: torch.Tensor | None,
+    old_values: torch.Tensor | None,
+    returns: torch.Tensor | None,
+    value_mask: torch.Tensor | None,
+    entropy: torch.Tensor | None,
+    ref_logprobs: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    token_weights: torch.Tensor | None,
+    denominator: torch.Tensor | float | None,
+    value_denominator: torch.Tensor | float | None,
+    cliprange: float,
+    cliprange_high: float | None,
+    dual_clip: float | None,
+    log_ratio_clamp: float | None,
+    cliprange_value: float | None,
+    vf_coef: float,
+    entropy_coef: float,
+    kl_coef: float,
+    kl_estimator: str,
+) -> tuple[torch.Tensor | float | str | None, ...]:
+    """The arguments of the registered operation, tensors first, from those of `ppo_loss`, whose errors it raises."""
     logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights = float32_inputs(
         logprobs, old_logprobs, advantages, entropy, ref_logprobs, weights, token_weights
     )
@@ -152,7 +183,7 @@ def ppo_loss(
     cliprange_value = inf if cliprange_value is None else cliprange_value
     check_at_least("cliprange_value", cliprange_value, 0)
 
-    loss, stats, *_ = _ppo_loss(
+    return (
         logprobs,
         old_logprobs,
         advantages,
@@ -176,7 +207,6 @@ def ppo_loss(
         float(kl_coef),
         kl_estimator,
     )
-    return PPOLoss(loss, stats)
 
 
 def _denominators(

@@ -36,6 +36,7 @@ class Operation:
         _library.impl(name, function, "CompositeExplicitAutograd")
         self._function = self._differentiable = function
         self._registered = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.arguments = [argument.name for argument in self._registered._schema.arguments]
 
     def __call__(self, *args: Any) -> Any:
         if autocast.any_enabled():  # PyTorch's products inside would be cast
@@ -44,7 +45,7 @@ class Operation:
         return self._call(*args)
 
     def _call(self, *args: Any) -> Any:
-        if not _all_plain(args):
+        if not all_plain(args):
             return self._registered(*args)
         return (self._differentiable if _wants_gradient(args) else self._function)(*args)
 
@@ -94,7 +95,7 @@ def _with_gradient(
     return type(name, (torch.autograd.Function,), methods).apply
 
 
-def _all_plain(args: tuple[Any, ...]) -> bool:
+def all_plain(args: tuple[Any, ...]) -> bool:
     """Whether the operation alone has to see the call: no compiler, mode, subclass or meta tensor is there."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False

@@ -13,7 +13,7 @@ from fastrlhf.kernels.reference.linear_logprob import linear_logprob as referenc
 from fastrlhf.kernels.reference.linear_logprob_backward import linear_logprob_backward as reference_backward
 from tests.kernels.native_cases import assert_same
 from tests.support.memory import allocations
-from tests.support.precision import assert_as_good_as
+from tests.support.precision import assert_as_good_as, joined
 
 pytestmark = pytest.mark.skipif(
     native.missing("_cpu") is not None, reason=f"fastrlhf._cpu: {native.missing('_cpu')}"
@@ -26,6 +26,8 @@ if native.missing("_cpu") is None:
 FORWARD = ("logprobs", "entropy", "logsumexp", "logprob_slope", "entropy_slope")
 BACKWARD = ("grad_hidden", "grad_weight", "grad_bias")
 NAN, INF = math.nan, math.inf
+# So that the largest error of plain PyTorch is no accident.
+ENOUGH_ROWS = 512
 
 # N, D, V: around a panel (8, 16, 32 rows), a stripe (6, 12 words), a piece of the depth (256), a tile of the vocabulary
 # (240 words), a merged chunk (4 tiles), a group (512 rows) and a block (1,024 rows).
@@ -89,29 +91,36 @@ def in_float64(args):
     )
 
 
-def assert_right(tensors, numbers, with_entropy=True, ulps=4):
+def assert_right(tensors, numbers, with_entropy=True):
     """Forward with both slopes and backward with all gradients, against the reference."""
-    exact = reference(*in_float64(tensors), *numbers, 2)
-    same, actual = reference(*tensors, *numbers, 2), linear_logprob(*tensors, *numbers, 2)
-    for name, *three in zip(FORWARD, actual, same, exact, strict=True):
+    assert_all_right([(tensors, numbers)], with_entropy)
+
+
+def assert_all_right(cases, with_entropy=True, ulps=4):
+    """As `assert_right`, the numbers of all cases at once."""
+    results = []
+    for tensors, numbers in cases:
+        exact = reference(*in_float64(tensors), *numbers, 2)
+        same, actual = reference(*tensors, *numbers, 2), linear_logprob(*tensors, *numbers, 2)
+        fewer = linear_logprob(*tensors, *numbers, 1)
+        assert_same(fewer[:4], actual[:4], names=FORWARD[:4])
+        assert fewer[4].shape == (0,)
+        assert_same(linear_logprob(*tensors, *numbers, 0)[:3], actual[:3], names=FORWARD[:3])
+        # Each backward with the logsumexp of its own forward: the logits are rounded alike.
+        results.append(
+            [
+                (*forward, *function(*backward_arguments(given, numbers, *forward[1:3], with_entropy)))
+                for function, given, forward in (
+                    (linear_logprob_backward, tensors, actual),
+                    (reference_backward, tensors, same),
+                    (reference_backward, in_float64(tensors), exact),
+                )
+            ]
+        )
+    runs = [joined(of_all_cases) for of_all_cases in zip(*results, strict=True)]
+    for name, *three in zip(FORWARD + BACKWARD, *runs, strict=True):
         if name == "logsumexp":  # made of float32 logits
             three = [tensor.float() for tensor in three[:2]] + three[2:]
-        assert_as_good_as(*three, ulps=ulps, name=name)
-    fewer = linear_logprob(*tensors, *numbers, 1)
-    assert_same(fewer[:4], actual[:4], names=FORWARD[:4])
-    assert fewer[4].shape == (0,)
-    assert_same(linear_logprob(*tensors, *numbers, 0)[:3], actual[:3], names=FORWARD[:3])
-
-    # Each backward with the logsumexp of its own forward: the logits are rounded alike.
-    results = [
-        function(*backward_arguments(given, numbers, *forward[1:3], with_entropy))
-        for function, given, forward in (
-            (linear_logprob_backward, tensors, actual),
-            (reference_backward, tensors, same),
-            (reference_backward, in_float64(tensors), exact),
-        )
-    ]
-    for name, *three in zip(BACKWARD, *results, strict=True):
         assert_as_good_as(*three, ulps=ulps, name=name)
 
 
@@ -130,7 +139,7 @@ def test_every_option(vectors, softcap, temperature, with_bias, with_entropy):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 70), st.integers(1, 30), st.integers(1, 1300)),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 30), st.integers(2, 1300)),
     seed=st.integers(0, 2**20),
     with_bias=st.booleans(),
     temperature=st.floats(0.3, 3),
@@ -138,8 +147,10 @@ def test_every_option(vectors, softcap, temperature, with_bias, with_entropy):
     scale=st.floats(0.1, 8),
 )
 def test_any_shape_and_any_options(shape, seed, with_bias, temperature, softcap, scale):
-    # Of a few numbers only, the largest error of plain PyTorch may happen to be next to nothing.
-    assert_right(*case(shape, seed, with_bias, temperature, softcap, scale), ulps=32)
+    seeds = range(seed, seed + math.ceil(ENOUGH_ROWS / shape[0]))
+    cases = [case(shape, one, with_bias, temperature, softcap, scale) for one in seeds]
+    # Twice as many units as elsewhere: a soft cap's last digit over a low temperature counts many times in e^z.
+    assert_all_right(cases, ulps=8)
 
 
 @pytest.mark.parametrize("first", [-1e4, 1e4])

@@ -33,7 +33,7 @@ def loss_and_gradient(**options):
 
 def test_both_ways_give_the_same_bits(monkeypatch):
     short = loss_and_gradient()
-    monkeypatch.setattr(registration, "_all_plain", lambda args: False)
+    monkeypatch.setattr(registration, "all_plain", lambda args: False)
     assert all(torch.equal(*pair) for pair in zip(short, loss_and_gradient(), strict=True))
 
 
@@ -44,7 +44,7 @@ def test_a_mode_sees_the_operation():
 
 
 def test_a_mode_of_no_concern_is_not_there_afterwards():
-    assert registration._all_plain((torch.ones(2), 1.0, None))
+    assert registration.all_plain((torch.ones(2), 1.0, None))
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_a_mode_of_no_concern_is_not_there_afterwards():
     ids=["meta", "subclass"],
 )
 def test_other_tensors_take_the_dispatcher(tensor):
-    assert not registration._all_plain((torch.ones(2), tensor))
+    assert not registration.all_plain((torch.ones(2), tensor))
 
 
 def test_functorch_takes_the_dispatcher():
     seen = []
-    torch.vmap(lambda x: seen.append(registration._all_plain((torch.ones(2),))) or x)(torch.ones(3))
+    torch.vmap(lambda x: seen.append(registration.all_plain((torch.ones(2),))) or x)(torch.ones(3))
     assert seen == [False]
 
 

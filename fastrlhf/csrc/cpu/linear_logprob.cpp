@@ -70,6 +70,10 @@ struct Job {
   float* scratch;
 
   float* target_logits() const { return scratch; }
+  // Where the logits of a panel by the words from `first` on are made.
+  float* logits(float* of_thread, int64_t panel, int64_t first) const {
+    return out.logits ? held_panel<T>(head, out.logits, panel) + first * T::COLUMNS : of_thread;
+  }
   float* of_thread(int thread) const {
     return scratch + round_up(head.rows, 16) + thread * plan.thread_floats;
   }
@@ -78,18 +82,28 @@ struct Job {
   }
 };
 
-// Takes the targets' logits out of a panel. They join the others at the very end: so 1 - p of a target that is all but
-// certain keeps its bits, and the slopes with it.
-template <class T>
-FASTRLHF_INLINE void take_targets(const Job<T>& job, int64_t panel, Words words, float* z) {
+// Calls act(target's logit in the panel, its place among all targets' logits) where the target is among `words`.
+template <class T, class Act>
+FASTRLHF_INLINE void for_targets(const Job<T>& job, int64_t panel, Words words, float* z, Act act) {
   const int64_t first_row = panel * T::COLUMNS;
   const int64_t lanes = std::min<int64_t>(T::COLUMNS, job.head.rows - first_row);
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t word = job.head.targets[first_row + lane] - words.first;
-    if (word < 0 || word >= words.count) continue;
-    job.target_logits()[first_row + lane] = z[word * T::COLUMNS + lane];
-    z[word * T::COLUMNS + lane] = -INFINITY;
+    if (word >= 0 && word < words.count)
+      act(z[word * T::COLUMNS + lane], job.target_logits()[first_row + lane]);
   }
+}
+
+// Takes the targets' logits out of a panel. They join the others at the very end: so 1 - p of a target that is all but
+// certain keeps its bits, and the slopes with it.
+template <class T>
+FASTRLHF_INLINE void take_targets(const Job<T>& job, int64_t panel, Words words, float* z) {
+  for_targets(job, panel, words, z, [](float& logit, float& kept) { kept = logit, logit = -INFINITY; });
+}
+
+template <class T>
+FASTRLHF_INLINE void put_targets_back(const Job<T>& job, int64_t panel, Words words, float* z) {
+  for_targets(job, panel, words, z, [](float& logit, float& kept) { logit = kept; });
 }
 
 template <class T>
@@ -128,11 +142,13 @@ FASTRLHF_INLINE void run_item(const Job<T>& job, int64_t item, int64_t kept_item
       float* const sums = plan.slopes > 0 ? state + plan.statistics : nullptr;
       float* const sums_of_moments = plan.slopes > 1 ? sums + plan.sums : nullptr;
       const float* const rows = hidden + (panel - begin) * width * T::COLUMNS;
-      stripes_times_panel<T>(turned, rows, logits, padded, width, false);
-      finish_logits<T>(head, words, logits);
-      take_targets(job, panel, words, logits);
-      accumulate_panel<T>(head, words.count, logits, plan.slopes > 1 ? moments : nullptr,
+      float* const z = job.logits(logits, panel, first);
+      stripes_times_panel<T>(turned, rows, z, padded, width, false);
+      finish_logits<T>(head, words, z);
+      take_targets(job, panel, words, z);
+      accumulate_panel<T>(head, words.count, z, plan.slopes > 1 ? moments : nullptr,
                           *(PanelStatistics<T>*)state, sums, sums_of_moments, width);
+      if (job.out.logits) put_targets_back(job, panel, words, z);
       for (int slope = 0; slope < plan.slopes; ++slope)
         stripes_times_panel<T>(straight, slope ? moments : logits, slope ? sums_of_moments : sums,
                                round_up(width, T::ROWS), words.count, true);
@@ -246,6 +262,13 @@ FASTRLHF_AVX512 void merge_and_finish(const Job<Avx512Tile>& job, int64_t panel)
 
 int64_t linear_logprob_scratch(const LinearLogprobHead& head, int slopes, int threads) {
   return with_tile([&](auto tile) { return Plan<decltype(tile)>(head, slopes, threads).floats(head.rows); });
+}
+
+int64_t held_logits(const LinearLogprobHead& head) {
+  return with_tile([&](auto tile) {
+    typedef decltype(tile) T;
+    return round_up(head.rows, T::COLUMNS) * round_up(head.words, T::ROWS);
+  });
 }
 
 void linear_logprob(const LinearLogprobHead& head, const LinearLogprobOutputs& out, float* scratch,

@@ -1,17 +1,21 @@
 // Backward: the logits of a tile of words by a block of rows are computed again, turned into their gradients, and meet
 // the weights (for the hidden states' gradient) and the hidden states (for the weight's). All threads work on one tile:
-// on rows for the first two products, on words for the third, so that no sum is shared.
+// on rows for the first two products, on words for the third, so that no sum is shared. Logits that the forward held are
+// turned in place instead.
 #include "linear_logprob_panel.h"
 
 namespace fastrlhf {
 namespace {
+
+// Of a panel whose logits are held, for as many threads each.
+constexpr int64_t PARTS = 4;
 
 template <class T>
 struct Plan {
   int64_t block_rows, tile, padded_tile, padded_width, panels;  // of the largest block
   int64_t turned, straight, hidden, hidden_turned, gradients, grad_hidden, of_panels;
 
-  explicit Plan(const LinearLogprobHead& head) {
+  Plan(const LinearLogprobHead& head, bool held) {
     // A million floats of hidden states, in two packed copies, with as many of their gradient: 12 MB. Every block
     // reads and writes the whole gradient of the weight.
     const int64_t width = std::max<int64_t>(1, head.width);
@@ -21,11 +25,11 @@ struct Plan {
     padded_tile = round_up(tile, T::ROWS);
     padded_width = round_up(head.width, T::ROWS);
     panels = block_rows / T::COLUMNS;
-    turned = padded_tile * head.width;
+    turned = held ? 0 : padded_tile * head.width;
     straight = tile * padded_width;
-    hidden_turned = block_rows * head.width;
+    hidden_turned = held ? 0 : block_rows * head.width;
     hidden = block_rows * round_up(head.width, T::COLUMNS);
-    gradients = block_rows * padded_tile;
+    gradients = held ? 0 : block_rows * padded_tile;
     grad_hidden = block_rows * padded_width;
     of_panels = panels * sizeof(PanelGradients<T>) / sizeof(float);
   }
@@ -59,7 +63,12 @@ struct Job {
 
   int64_t panels() const { return (rows + T::COLUMNS - 1) / T::COLUMNS; }
   int64_t padded_rows() const { return panels() * T::COLUMNS; }
-  float* gradients_of(int64_t panel) const { return gradients + panel * T::COLUMNS * plan.padded_tile; }
+  float* grad_hidden_of(int64_t panel) const { return grad_hidden + panel * T::COLUMNS * plan.padded_width; }
+  bool adds() const { return first_row > 0 || out.add; }  // to the gradients of weight and bias
+  float* gradients_of(int64_t panel) const {
+    if (!out.logits) return gradients + panel * T::COLUMNS * plan.padded_tile;
+    return held_panel<T>(head, out.logits, first_row / T::COLUMNS + panel) + words.first * T::COLUMNS;
+  }
 };
 
 // What the panels of a block need for all tiles: hidden states turned, and the gradients of the outputs.
@@ -67,9 +76,10 @@ template <class T>
 FASTRLHF_INLINE void begin_panel(const Job<T>& job, int64_t panel) {
   const LinearLogprobHead& head = job.head;
   const int64_t row = job.first_row + panel * T::COLUMNS, width = head.width;
-  pack_turned<T::COLUMNS>(head.hidden_states + row * width, width, head.rows - row, width,
-                          job.hidden_turned + panel * width * T::COLUMNS);
-  float* const grad_hidden = job.grad_hidden + panel * T::COLUMNS * job.plan.padded_width;
+  if (!job.out.logits)
+    pack_turned<T::COLUMNS>(head.hidden_states + row * width, width, head.rows - row, width,
+                            job.hidden_turned + panel * width * T::COLUMNS);
+  float* const grad_hidden = job.grad_hidden_of(panel);
   std::fill(grad_hidden, grad_hidden + T::COLUMNS * job.plan.padded_width, 0.0f);
   PanelGradients<T>& of = job.of_panels[panel];
   for (int lane = 0; lane < T::COLUMNS; ++lane) {
@@ -107,17 +117,11 @@ FASTRLHF_INLINE void pack_width(const Job<T>& job, int64_t group) {
                          job.straight + d * job.words.count);
 }
 
-// The gradients of a panel's logits, and their part in the gradient of its hidden states.
+// From a panel's finished logits by a part of the tile's words to their gradients, in place.
 template <class T>
-FASTRLHF_INLINE void panel_gradients(const Job<T>& job, int64_t panel) {
+FASTRLHF_INLINE void logits_to_gradients(const Job<T>& job, int64_t panel, Words words, float* z) {
   const LinearLogprobHead& head = job.head;
-  const Words words = job.words;
-  float* const gradients = job.gradients_of(panel);
   const PanelGradients<T>& of = job.of_panels[panel];
-  stripes_times_panel<T>(job.turned, job.hidden_turned + panel * head.width * T::COLUMNS, gradients,
-                         round_up(words.count, T::ROWS), head.width, false);
-  finish_logits<T>(head, words, gradients);
-
   float target_slopes[T::COLUMNS];
   const int64_t first = job.first_row + panel * T::COLUMNS;
   const int64_t lanes = std::min<int64_t>(T::COLUMNS, head.rows - first);
@@ -125,18 +129,44 @@ FASTRLHF_INLINE void panel_gradients(const Job<T>& job, int64_t panel) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t word = word_of(lane);
     if (word < 0 || word >= words.count) continue;
-    const float share = head.softcap > 0 ? gradients[word * T::COLUMNS + lane] * head.temperature / head.softcap : 0;
+    const float share = head.softcap > 0 ? z[word * T::COLUMNS + lane] * head.temperature / head.softcap : 0;
     target_slopes[lane] = 1 - share * share;
   }
-  logit_gradients<T>(head, words.count, gradients, of, job.out.grad_entropy != nullptr);
+  logit_gradients<T>(head, words.count, z, of, job.out.grad_entropy != nullptr);
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t word = word_of(lane);
     if (word >= 0 && word < words.count)
-      gradients[word * T::COLUMNS + lane] += of.grad_logprob[lane] * target_slopes[lane] / head.temperature;
+      z[word * T::COLUMNS + lane] += of.grad_logprob[lane] * target_slopes[lane] / head.temperature;
   }
+}
 
-  float* const grad_hidden = job.grad_hidden + panel * T::COLUMNS * job.plan.padded_width;
-  stripes_times_panel<T>(job.straight, gradients, grad_hidden, job.plan.padded_width, words.count, true);
+// The gradients of a panel's logits, computed again, and their part in the gradient of its hidden states.
+template <class T>
+FASTRLHF_INLINE void panel_gradients(const Job<T>& job, int64_t panel) {
+  const int64_t width = job.head.width, words = job.words.count;
+  float* const gradients = job.gradients_of(panel);
+  stripes_times_panel<T>(job.turned, job.hidden_turned + panel * width * T::COLUMNS, gradients,
+                         round_up(words, T::ROWS), width, false);
+  finish_logits<T>(job.head, job.words, gradients);
+  logits_to_gradients(job, panel, job.words, gradients);
+  stripes_times_panel<T>(job.straight, gradients, job.grad_hidden_of(panel), job.plan.padded_width, words, true);
+}
+
+// A block of held logits has few panels: threads share each, first by words, then by columns of the hidden states.
+template <class T>
+FASTRLHF_INLINE void held_gradients(const Job<T>& job, int64_t item) {
+  const int64_t panel = item / PARTS, part = item % PARTS;
+  const int64_t begin = job.words.count * part / PARTS, end = job.words.count * (part + 1) / PARTS;
+  logits_to_gradients(job, panel, {job.words.first + begin, end - begin},
+                      job.gradients_of(panel) + begin * T::COLUMNS);
+}
+
+template <class T>
+FASTRLHF_INLINE void hidden_gradients(const Job<T>& job, int64_t item) {
+  const int64_t panel = item / PARTS, part = item % PARTS, stripes = job.plan.padded_width / T::ROWS;
+  const int64_t begin = stripes * part / PARTS * T::ROWS, end = stripes * (part + 1) / PARTS * T::ROWS;
+  stripes_times_panel<T>(job.straight + begin * job.words.count, job.gradients_of(panel),
+                         job.grad_hidden_of(panel) + begin * T::COLUMNS, end - begin, job.words.count, true);
 }
 
 // The gradients of ROWS words' weights and biases from those of their logits.
@@ -149,7 +179,7 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
     const float* hidden = job.hidden + d * job.padded_rows();
     for (int64_t panel = 0; panel < job.panels();) {
       Sums<T> sums;
-      const bool add = job.first_row > 0 || panel > 0;
+      const bool add = job.adds() || panel > 0;
       const int64_t end = std::min(job.panels(), panel + PIECE / T::COLUMNS);
       for (; panel < end; ++panel, hidden += T::COLUMNS * T::COLUMNS)
         multiply_add<T, T::COLUMNS, 1>(sums, job.gradients_of(panel) + word * T::COLUMNS, hidden, T::COLUMNS);
@@ -158,24 +188,36 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
     }
   }
   for (int w = 0; job.out.grad_bias && w < count; ++w) {
-    float sum = job.first_row > 0 ? job.out.grad_bias[first + w] : 0;
+    typename T::Vector lanes[T::VECTORS] = {};
     for (int64_t panel = 0; panel < job.panels(); ++panel)
-      for (int lane = 0; lane < T::COLUMNS; ++lane)
-        sum += job.gradients_of(panel)[(word + w) * T::COLUMNS + lane];
-    job.out.grad_bias[first + w] = sum;
+      for (int c = 0; c < T::VECTORS; ++c)
+        lanes[c] += load_vector<typename T::Vector>(job.gradients_of(panel) + (word + w) * T::COLUMNS + c * T::LANES);
+    double sum = job.adds() ? job.out.grad_bias[first + w] : 0;
+    for (int lane = 0; lane < T::COLUMNS; ++lane) sum += lanes[lane / T::LANES][lane % T::LANES];
+    job.out.grad_bias[first + w] = (float)sum;
   }
 }
 
 template <class T>
 FASTRLHF_INLINE void end_panel(const Job<T>& job, int64_t panel) {
   const int64_t width = job.head.width, row = job.first_row + panel * T::COLUMNS;
-  const float* const sums = job.grad_hidden + panel * T::COLUMNS * job.plan.padded_width;
+  const float* const sums = job.grad_hidden_of(panel);
   for (int lane = 0; lane < T::COLUMNS && row + lane < job.head.rows; ++lane)
     for (int64_t d = 0; d < width; ++d)
       job.out.grad_hidden[(row + lane) * width + d] = sums[d * T::COLUMNS + lane];
 }
 
-enum Step { BEGIN_PANEL, BEGIN_COLUMNS, PACK_WORDS, PACK_WIDTH, PANEL_GRADIENTS, WORD_GRADIENTS, END_PANEL };
+enum Step {
+  BEGIN_PANEL,
+  BEGIN_COLUMNS,
+  PACK_WORDS,
+  PACK_WIDTH,
+  PANEL_GRADIENTS,
+  HELD_GRADIENTS,
+  HIDDEN_GRADIENTS,
+  WORD_GRADIENTS,
+  END_PANEL
+};
 
 template <class T>
 FASTRLHF_INLINE void step(const Job<T>& job, Step which, int64_t at) {
@@ -185,6 +227,8 @@ FASTRLHF_INLINE void step(const Job<T>& job, Step which, int64_t at) {
     case PACK_WORDS: return pack_words(job, at);
     case PACK_WIDTH: return pack_width(job, at);
     case PANEL_GRADIENTS: return panel_gradients(job, at);
+    case HELD_GRADIENTS: return held_gradients(job, at);
+    case HIDDEN_GRADIENTS: return hidden_gradients(job, at);
     case WORD_GRADIENTS: return word_gradients(job, at);
     case END_PANEL: return end_panel(job, at);
   }
@@ -212,27 +256,36 @@ void run_block(Job<T> job) {
   for (int64_t first = 0; first < job.head.words; first += plan.tile) {
     job.words = {first, std::min(plan.tile, job.head.words - first)};
     const int64_t word_groups = groups(job.words.count, T::ROWS);
-    each(PACK_WORDS, word_groups);
-    each(PACK_WIDTH, plan.padded_width / T::ROWS);
+    if (job.out.logits) {
 #pragma omp barrier
-    each(PANEL_GRADIENTS, job.panels());
+      each(PACK_WIDTH, plan.padded_width / T::ROWS);
+      each(HELD_GRADIENTS, job.panels() * PARTS);
 #pragma omp barrier
+      each(HIDDEN_GRADIENTS, job.panels() * PARTS);
+    } else {
+      each(PACK_WORDS, word_groups);
+      each(PACK_WIDTH, plan.padded_width / T::ROWS);
+#pragma omp barrier
+      each(PANEL_GRADIENTS, job.panels());
+#pragma omp barrier
+    }
     each(WORD_GRADIENTS, with_words ? word_groups : 0);
   }
+#pragma omp barrier
   each(END_PANEL, job.panels());
 }
 
 }  // namespace
 
-int64_t linear_logprob_backward_scratch(const LinearLogprobHead& head) {
-  return with_tile([&](auto tile) { return Plan<decltype(tile)>(head).floats(); });
+int64_t linear_logprob_backward_scratch(const LinearLogprobHead& head, bool held) {
+  return with_tile([&](auto tile) { return Plan<decltype(tile)>(head, held).floats(); });
 }
 
 void linear_logprob_backward(const LinearLogprobHead& head, const LinearLogprobGradients& gradients,
                              float* scratch, int threads) {
   with_tile([&](auto tile) {
     typedef decltype(tile) T;
-    const Plan<T> plan(head);
+    const Plan<T> plan(head, gradients.logits != nullptr);
     Job<T> job(head, gradients, plan, scratch);
     for (job.first_row = 0; job.first_row < head.rows; job.first_row += plan.block_rows) {
       job.rows = std::min(plan.block_rows, head.rows - job.first_row);

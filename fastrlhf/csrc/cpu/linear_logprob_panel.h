@@ -21,6 +21,12 @@ struct Words {
   int64_t first, count;
 };
 
+// Where the logits of a panel lie that are held for all words.
+template <class T>
+FASTRLHF_INLINE float* held_panel(const LinearLogprobHead& head, float* held, int64_t panel) {
+  return held + panel * T::COLUMNS * round_up(head.words, T::ROWS);
+}
+
 // z = logits after bias, softcap and temperature, in place.
 template <class T>
 FASTRLHF_INLINE void finish_logits(const LinearLogprobHead& head, Words words, float* z) {

@@ -21,7 +21,9 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
         sizes,
         temperature,
         softcap or 0.0,
-        addresses(logprobs, entropy, logsumexp, *(slope if slope.dim() == 2 else None for slope in kept)),
+        addresses(
+            logprobs, entropy, logsumexp, *(slope if slope.dim() == 2 else None for slope in kept), None
+        ),
         scratch.data_ptr(),
         threads,
     )

@@ -36,15 +36,16 @@ def linear_logprob_backward(
     has_bias = needs_weight and bias is not None
     grad_bias = new(words if has_bias else 0)
     module, threads = native.module("_cpu"), torch.get_num_threads()
-    scratch = torch.empty(module.linear_logprob_backward_scratch(sizes))
+    scratch = torch.empty(module.linear_logprob_backward_scratch(sizes, False))
     module.linear_logprob_backward(
         addresses(*inputs),
         sizes,
         temperature,
         softcap or 0.0,
         addresses(
-            *outer, grad_hidden, grad_weight if needs_weight else None, grad_bias if has_bias else None
+            *outer, grad_hidden, grad_weight if needs_weight else None, grad_bias if has_bias else None, None
         ),
+        False,
         scratch.data_ptr(),
         threads,
     )
