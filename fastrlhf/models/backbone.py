@@ -32,12 +32,19 @@ def backbone(model: nn.Module) -> nn.Module:
     """
     model = base_model(model)
     prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not hasattr(model, prefix):
+    if not has_backbone(model):
         raise ValueError(
             f"{type(model).__name__} has no backbone under base_model_prefix={prefix!r}; expected a Hugging Face "
             "AutoModelForCausalLM or AutoModelForSequenceClassification, or a PEFT model around one"
         )
     return getattr(model, prefix)
+
+
+def has_backbone(model: nn.Module) -> bool:
+    """Whether `model` says which part of it maps tokens to hidden states."""
+    model = base_model(model)
+    prefix = getattr(model, "base_model_prefix", "")
+    return bool(prefix) and hasattr(model, prefix)
 
 
 def hidden_size(model: nn.Module) -> int:
