@@ -103,6 +103,27 @@ def packed_hidden_states(
     return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
 
 
+def hidden_states(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    packing: bool | None = None,
+    *,
+    padding_counts: bool = False,
+) -> torch.Tensor:
+    """Hidden states `[B, T, D]` after the final norm, right at real tokens.
+
+    Args:
+        packing: compute them on real tokens only; None: where the model's attention is ours.
+        padding_counts: what stands at padding is to be what transformers' attention gives there.
+    """
+    if padding_counts:
+        with attention_interface.padding_counts():
+            return final_hidden_states(model, input_ids, attention_mask)
+    packs = is_accelerated(model) if packing is None else packing
+    return (packed_hidden_states if packs else final_hidden_states)(model, input_ids, attention_mask)
+
+
 def is_accelerated(model: nn.Module) -> bool:
     """Whether the attention of `model` is ours (see `accelerate`)."""
     config = base_model(model).config.get_text_config()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.models.heads import check_language_model_head
 from fastrlhf.ppo.config import PPOConfig
@@ -19,7 +20,7 @@ def check_models(
     if ref_model is model:
         raise ValueError("ref_model is the same object as model: pass a copy of it, or None")
     if value_model is not None and any(
-        value_model is other for other in (model, ref_model, *_as_list(reward_model))
+        value_model is other for other in (model, ref_model, *as_list(reward_model))
     ):
         raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
 
@@ -48,6 +49,16 @@ def with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
     return model
+
+
+def accelerate_models(*models: Any) -> None:
+    """Accelerate those that are Hugging Face models, with one notice for each family that is not known."""
+    notices = {}
+    for model in models:
+        if isinstance(model, nn.Module) and is_hugging_face(base_model(model)):
+            notices.setdefault(base_model(model).config.model_type, accelerate_quietly(model))
+    for notice in filter(None, notices.values()):
+        warnings.warn(notice, stacklevel=3)
 
 
 def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
@@ -80,5 +91,6 @@ def _check_adapter_can_be_off(model: nn.Module) -> None:
             )
 
 
-def _as_list(value: Any) -> list:
+def as_list(value: Any) -> list:
+    """The elements of a list or tuple; else the one that `value` is."""
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -107,7 +107,14 @@ class PPOConfig(TrainingArguments):
         None,
         "Truncated importance weights where the generator's log-probabilities differ from the trainer's, at most this.",
     )
-    packing: bool = _option(False, "Compute hidden states on real tokens only, several sequences in one row.")
+    accelerate: bool = _option(
+        True,
+        "Make the Hugging Face models among policy, reference, critic and rewards of fastrlhf's operations, in place.",
+    )
+    packing: bool | None = _option(
+        None,
+        "Compute hidden states on real tokens only, several sequences in one row; None: where the attention is ours.",
+    )
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
     )

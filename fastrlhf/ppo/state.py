@@ -1,4 +1,4 @@
-"""What a checkpoint holds: policy, critic, optimizer, scheduler, random states and progress."""
+"""What a checkpoint holds: policy, critic, optimizer, scheduler, random states, chosen products and progress."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
+from fastrlhf.kernels import products
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
 
@@ -72,6 +73,7 @@ def write_state(trainer: PPOTrainer, folder: Path) -> None:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": trainer.random_states,
+        "products": products.export_table(),
     }
     torch.save(training, folder / TRAINING)
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
@@ -98,6 +100,7 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
         load_critic(trainer.model.value_model, folder / CRITIC)
         trainer.optimizer.load_state_dict(training["optimizer"])
         trainer.lr_scheduler.load_state_dict(training["scheduler"])
+        products.import_table(training.get("products", {}))
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise

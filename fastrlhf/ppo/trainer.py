@@ -32,7 +32,14 @@ from fastrlhf.models.backbone import (
 )
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import check_models, check_policy, stop_tokens, with_adapter
+from fastrlhf.ppo.arguments import (
+    accelerate_models,
+    as_list,
+    check_models,
+    check_policy,
+    stop_tokens,
+    with_adapter,
+)
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
@@ -93,6 +100,8 @@ class PPOTrainer(ShowsCompletions, Trainer):
             raise ValueError("train_dataset is None: PPO needs prompts")
         check_models(model, ref_model, reward_model, value_model)
         model = with_adapter(model, peft_config)
+        if args.accelerate:
+            accelerate_models(model, ref_model, value_model, *as_list(reward_model))
         vocab_size = base_model(model).config.get_text_config().vocab_size
         pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
@@ -125,10 +134,16 @@ class PPOTrainer(ShowsCompletions, Trainer):
         if ref_model is None and not is_peft(model):
             self.ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
-        self.scorer = Scorer(reward_model, args.reward_weights, processing_class)
+        self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
         value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
         self.value_model = value_model
-        self.model = ActorCritic(model, value_model, detach_value=args.detach_value, packing=args.packing)
+        self.model = ActorCritic(
+            model,
+            value_model,
+            detach_value=args.detach_value,
+            packing=args.packing,
+            entropy_grad=args.entropy_coef != 0,
+        )
         self.model_wrapped = self.model
         self._place_models()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
