@@ -128,7 +128,13 @@ class ActorCritic(nn.Module):
         )
         return ActorCriticOutput(logprobs, entropy, self._values(responses, hidden))
 
-    def _values(self, responses: Responses, policy_hidden: torch.Tensor) -> torch.Tensor:
+    def values(self, responses: Responses) -> torch.Tensor:
+        """Values `[B, R]` alone, float32: no product with the policy's head, and none of its layers but for a shared
+        base."""
+        hidden = responses.hidden_states(self.policy, self.packing) if self.shares_base else None
+        return self._values(responses, hidden)
+
+    def _values(self, responses: Responses, policy_hidden: torch.Tensor | None) -> torch.Tensor:
         if self.shares_base:
             states = responses.response_states(policy_hidden)
             return self.value_model(states.detach() if self.detach_value else states)

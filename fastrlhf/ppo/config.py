@@ -115,6 +115,11 @@ class PPOConfig(TrainingArguments):
         None,
         "Compute hidden states on real tokens only, several sequences in one row; None: where the attention is ours.",
     )
+    reuse_rollout_logprobs: bool | None = _option(
+        None,
+        "Take the generator's log-probabilities for the old ones instead of evaluating the policy again; None: where "
+        "both compute in float32 and no rollout_correction_cap compares them (they then agree to about 1e-5).",
+    )
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
     )
@@ -188,6 +193,11 @@ class PPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > low:
                 raise ValueError(f"{name} is {value}, expected more than {low}")
+        if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
+            raise ValueError(
+                "rollout_correction_cap compares the trainer's log-probabilities with the generator's, and "
+                "reuse_rollout_logprobs=True leaves nothing to compare: set one of the two"
+            )
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")

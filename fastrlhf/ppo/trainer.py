@@ -223,10 +223,10 @@ class PPOTrainer(ShowsCompletions, Trainer):
     def _generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        """Tokens `[B, R]`; the generator's log-probabilities are kept in `_sampled_logprobs`."""
+        """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
         with self.autocast(), evaluation_mode(self.policy_model):
-            tokens, self._sampled_logprobs = generate_in_batches(
+            self._sampled = generate_in_batches(
                 self.policy_model,
                 input_ids,
                 attention_mask,
@@ -238,7 +238,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 seed=self.sampling_seed,
                 first_row_id=self.state.episode,
             )
-        return tokens
+        return self._sampled.tokens
 
     @torch.no_grad()
     def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:
@@ -247,15 +247,15 @@ class PPOTrainer(ShowsCompletions, Trainer):
         mask = prompts.get("attention_mask")
         mask = input_ids != self.pad_token_id if mask is None else mask.to(self.args.device)
         prompt_ids, prompt_mask = left_pad(input_ids, mask, self.pad_token_id)
-        self._sampled_logprobs = None
+        self._sampled = None
         tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
         self._check_responses(tokens, len(prompt_ids))
+        # an override may have changed what was sampled
+        as_sampled = self._sampled is not None and torch.equal(tokens, self._sampled.tokens)
         # a column for the state after the longest response, where the score lands: else it would depend on the others
         tokens = widen(tokens, min(tokens.shape[1] + 1, self.args.response_length), self.pad_token_id)
         response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
-        sampled = self._sampled_logprobs
-        if sampled is not None:
-            sampled = widen(sampled, tokens.shape[1], 0.0)
+        sampled = widen(self._sampled.logprobs, tokens.shape[1], 0.0) if as_sampled else None
         return Rollout(prompt_ids, prompt_mask, response_ids, lengths, sampled)
 
     def _check_responses(self, tokens: torch.Tensor, rows: int) -> None:
@@ -286,6 +286,16 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
             ) as model:
                 yield model
+
+    @property
+    def reuses_rollout_logprobs(self) -> bool:
+        """Whether the generator's log-probabilities are the policy's old ones, or are evaluated again."""
+        if self.args.reuse_rollout_logprobs is not None:
+            return self.args.reuse_rollout_logprobs
+        corrected, narrow = self.args.rollout_correction_cap is not None, self.args.bf16
+        return not (corrected or narrow) and all(
+            parameter.dtype == torch.float32 for parameter in self.policy_model.parameters()
+        )
 
     def autocast(self):
         """bfloat16 on a GPU where `args.bf16` says so."""
