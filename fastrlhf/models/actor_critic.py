@@ -10,6 +10,7 @@ from torch import nn
 from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import linear_logprob
 from fastrlhf.models.backbone import base_model, hidden_states
+from fastrlhf.models.frozen import Entering, top_hidden_states
 from fastrlhf.models.heads import ValueHead, check_score_head, language_model_head
 
 
@@ -18,7 +19,7 @@ class Responses(NamedTuple):
 
     input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool);
     prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts; padding_counts: padding
-    among them, as TRL has it.
+    among them, as TRL has it; entering: the states of all real tokens at the first trained layer of the policy.
     """
 
     input_ids: torch.Tensor
@@ -26,11 +27,20 @@ class Responses(NamedTuple):
     prompt_length: int
     mask: torch.Tensor
     padding_counts: bool = False
+    entering: Entering | None = None
 
-    def hidden_states(self, model: nn.Module, packing: bool | None) -> torch.Tensor:
-        """`[B, P + R, D]` (see `fastrlhf.models.backbone.hidden_states`)."""
-        counts = self.padding_counts
-        return hidden_states(model, self.input_ids, self.attention_mask, packing, padding_counts=counts)
+    def hidden_states(
+        self, model: nn.Module, packing: bool | None, *, shares_bottom: bool = False
+    ) -> torch.Tensor:
+        """`[B, P + R, D]` (see `fastrlhf.models.backbone.hidden_states`).
+
+        Args:
+            shares_bottom: the model is the policy under its first trained layer.
+        """
+        tokens = self.input_ids, self.attention_mask
+        if shares_bottom and self.entering is not None:
+            return top_hidden_states(model, self.entering, *tokens)
+        return hidden_states(model, *tokens, packing, padding_counts=self.padding_counts)
 
     def response_states(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, R, D]`: the hidden state in which each response token was chosen, one position before it."""
@@ -122,16 +132,19 @@ class ActorCritic(nn.Module):
         return base_model(self.policy).config
 
     def forward(self, responses: Responses, temperature: float) -> ActorCriticOutput:
-        hidden = responses.hidden_states(self.policy, self.packing)
+        hidden = self._policy_states(responses)
         logprobs, entropy = response_logprobs(
             self.policy, hidden, responses, temperature, entropy_grad=self.entropy_grad
         )
         return ActorCriticOutput(logprobs, entropy, self._values(responses, hidden))
 
+    def _policy_states(self, responses: Responses) -> torch.Tensor:
+        return responses.hidden_states(self.policy, self.packing, shares_bottom=True)
+
     def values(self, responses: Responses) -> torch.Tensor:
         """Values `[B, R]` alone, float32: no product with the policy's head, and none of its layers but for a shared
         base."""
-        hidden = responses.hidden_states(self.policy, self.packing) if self.shares_base else None
+        hidden = self._policy_states(responses) if self.shares_base else None
         return self._values(responses, hidden)
 
     def _values(self, responses: Responses, policy_hidden: torch.Tensor | None) -> torch.Tensor:
@@ -143,8 +156,13 @@ class ActorCritic(nn.Module):
 
 
 def reference_logprobs(
-    model: nn.Module, responses: Responses, temperature: float, *, packing: bool | None = None
+    model: nn.Module,
+    responses: Responses,
+    temperature: float,
+    *,
+    packing: bool | None = None,
+    shares_bottom: bool = False,
 ) -> torch.Tensor:
     """Log-probabilities `[B, R]` of the response tokens under a frozen model."""
-    hidden = responses.hidden_states(model, packing)
+    hidden = responses.hidden_states(model, packing, shares_bottom=shares_bottom)
     return response_logprobs(model, hidden, responses, temperature)[0]

@@ -92,15 +92,32 @@ def packed_hidden_states(
     """
     with host_waits("how many tokens a micro-batch has"):
         kept = attention_mask.nonzero(as_tuple=True)
+    hidden = packed_forward(model, input_ids, attention_mask, kept)
+    return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
+
+
+def packed_forward(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    kept: tuple[torch.Tensor, ...] | None = None,
+) -> torch.Tensor:
+    """`[1, total, D]`: the backbone's output for the real tokens of all rows, one row after the other.
+
+    Args:
+        kept: their places, if they are known.
+    """
+    if kept is None:
+        with host_waits("how many tokens a micro-batch has"):
+            kept = attention_mask.nonzero(as_tuple=True)
     bounds = packed_bounds(attention_mask) if is_accelerated(model) else {}
     with host_waits(MASK_LOOKED_AT):
-        hidden = backbone(model)(
+        return backbone(model)(
             input_ids=input_ids[kept][None],
             position_ids=position_ids(attention_mask)[kept][None],
             use_cache=False,
             **bounds,
         ).last_hidden_state
-    return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
 
 
 def hidden_states(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import warnings
 from typing import Any
 
 from torch import nn
 
 from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
-from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.backbone import base_model, has_backbone, is_peft
+from fastrlhf.models.frozen import bottom_pattern, depth_below, freeze_below
 from fastrlhf.models.heads import check_language_model_head
 from fastrlhf.ppo.config import PPOConfig
 
@@ -34,8 +37,12 @@ def check_policy(model: nn.Module, ref_model: nn.Module | None, ref_adapter: str
         _check_adapter_can_be_off(model)
 
 
-def with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
-    """The policy with the adapter that `peft_config` describes (or as it is, without one)."""
+def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | None = None) -> nn.Module:
+    """The policy with the adapter that `peft_config` describes (or as it is, without one).
+
+    Args:
+        trainable_layers: the adapter goes on the top layers alone, so many of them.
+    """
     if peft_config is not None:
         from peft import PeftConfig, get_peft_model
 
@@ -43,6 +50,8 @@ def with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
             raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
         if is_peft(model):
             raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
+        if trainable_layers is not None:
+            peft_config = _on_top_layers(model, peft_config, trainable_layers)
         with warnings.catch_warnings():  # peft 0.21 reads a name that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             model = get_peft_model(model, peft_config)
@@ -70,6 +79,30 @@ def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
             )
         return (tokenizer.eos_token_id,)
     return () if args.stop_token_id is None else (args.stop_token_id,)
+
+
+def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Module | None) -> None:
+    """Leave the top layers to train, of the policy and of a critic with a base of its own (and its head)."""
+    freeze_below(model, trainable_layers)
+    if value_model is not None and has_backbone(value_model):
+        freeze_below(value_model, trainable_layers)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy for a reference; what does not train in `model` is not copied, but shared."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared)
+
+
+def _on_top_layers(model: nn.Module, peft_config: Any, trainable_layers: int) -> Any:
+    """The configuration, its adapters kept out of the layers below the top ones."""
+    if peft_config.exclude_modules is not None:
+        raise ValueError(
+            "trainable_layers keeps the adapter out of the layers below by exclude_modules, and peft_config has one "
+            "already: leave one of the two out"
+        )
+    pattern = bottom_pattern(model, depth_below(model, trainable_layers))
+    return dataclasses.replace(peft_config, exclude_modules=pattern)
 
 
 def _check_vocabulary(model: nn.Module, ref_model: nn.Module) -> None:

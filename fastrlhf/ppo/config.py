@@ -9,6 +9,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from fastrlhf.kernels.kl import KL_ESTIMATORS
+from fastrlhf.memory.size import parse_size
 
 
 def _option(default, help: str):
@@ -115,6 +116,20 @@ class PPOConfig(TrainingArguments):
         None,
         "Compute hidden states on real tokens only, several sequences in one row; None: where the attention is ours.",
     )
+    trainable_layers: int | None = _option(
+        None,
+        "Train the top layers alone, so many of them (of the policy, and of a critic with a base of its own); LoRA goes "
+        "on these alone. Embeddings, head and final norm are frozen too. None: what requires a gradient.",
+    )
+    frozen_states_bytes: int | str = _option(
+        "512MB",
+        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed.",
+    )
+    packed_weight_bytes: int | str = _option(
+        "0",
+        "How much of the weights stays packed for the CPU's fastest matrix products, in copies, in this process; "
+        "products with the others pack each time.",
+    )
     reuse_rollout_logprobs: bool | None = _option(
         None,
         "Take the generator's log-probabilities for the old ones instead of evaluating the policy again; None: where "
@@ -177,6 +192,7 @@ class PPOConfig(TrainingArguments):
             "max_skipped_updates": 1,
             "adaptive_kl_horizon": 1,
             "keep_last": 1,
+            "trainable_layers": 1,
         }
         for name, low in at_least.items():
             value = getattr(self, name)
@@ -193,6 +209,13 @@ class PPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > low:
                 raise ValueError(f"{name} is {value}, expected more than {low}")
+        for name in ("frozen_states_bytes", "packed_weight_bytes"):
+            parse_size(name, getattr(self, name))
+        if self.trainable_layers is not None and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError(
+                "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where the input of a "
+                "layer has none: leave it out with trainable_layers"
+            )
         if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
             raise ValueError(
                 "rollout_correction_cap compares the trainer's log-probabilities with the generator's, and "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,10 @@ from transformers import Trainer, TrainerCallback
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
 from fastrlhf.generation.engine import generate_in_batches, widen
+from fastrlhf.kernels.packed import limit_packed
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
+from fastrlhf.memory.size import parse_size
+from fastrlhf.models.accelerate import accelerate_quietly
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
     base_model,
@@ -30,6 +32,7 @@ from fastrlhf.models.backbone import (
     is_peft,
     reference_mode,
 )
+from fastrlhf.models.frozen import frozen_depth, share_bottom, splits
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
 from fastrlhf.ppo.arguments import (
@@ -37,6 +40,8 @@ from fastrlhf.ppo.arguments import (
     as_list,
     check_models,
     check_policy,
+    freeze_bottom,
+    frozen_copy,
     stop_tokens,
     with_adapter,
 )
@@ -45,6 +50,7 @@ from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_check
 from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
+from fastrlhf.ppo.frozen_states import FrozenStates
 from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
 from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.metrics import step_metrics
@@ -99,9 +105,14 @@ class PPOTrainer(ShowsCompletions, Trainer):
         if train_dataset is None:
             raise ValueError("train_dataset is None: PPO needs prompts")
         check_models(model, ref_model, reward_model, value_model)
-        model = with_adapter(model, peft_config)
         if args.accelerate:
             accelerate_models(model, ref_model, value_model, *as_list(reward_model))
+            limit_packed(parse_size("packed_weight_bytes", args.packed_weight_bytes))
+        model = with_adapter(model, peft_config, args.trainable_layers)
+        if args.accelerate:
+            accelerate_quietly(model)  # the adapter's own layers
+        if args.trainable_layers is not None:
+            freeze_bottom(args.trainable_layers, model, value_model)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
@@ -132,7 +143,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         self.policy_model = model
         self.ref_model = ref_model
         if ref_model is None and not is_peft(model):
-            self.ref_model = copy.deepcopy(model)
+            self.ref_model = frozen_copy(model.to(args.device))
         self.reward_model = reward_model
         self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
         value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
@@ -146,6 +157,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         )
         self.model_wrapped = self.model
         self._place_models()
+        self._share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.callback_handler.model = self.model
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
@@ -173,6 +185,16 @@ class PPOTrainer(ShowsCompletions, Trainer):
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             for module in (self.policy_model, self.value_model):
                 checkpoint_activations(module, kwargs)
+
+    def _share_bottom(self) -> None:
+        """Find the layers that no training changes: they run once a rollout for policy, reference and a shared critic."""
+        policy, args = self.policy_model, self.args
+        depth = frozen_depth(policy) if args.packing is not False else 0
+        depth = depth if depth and splits(policy, depth) else 0
+        self.frozen_states = FrozenStates(
+            policy, depth, parse_size("frozen_states_bytes", args.frozen_states_bytes)
+        )
+        self.reference_shares_bottom = self.ref_model is None or share_bottom(policy, self.ref_model, depth)
 
     # Data
 
