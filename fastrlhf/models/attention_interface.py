@@ -116,7 +116,9 @@ def attend(
     """
     small_mask = attention_mask is None or attention_mask.dtype == torch.int32
     if small_mask and query.shape[2] == key.shape[2] and not dropout and query.shape[-1] <= LARGEST_HEAD:
-        if len({tensor.dtype for tensor in (query, key, value)}) > 1:  # autocast, and a norm of queries and keys
+        if (
+            len({tensor.dtype for tensor in (query, key, value)}) > 1
+        ):  # autocast, and a norm of queries and keys
             query, key = query.to(value.dtype), key.to(value.dtype)
         options = {"scale": scaling, "window": sliding_window, "softcap": softcap}
         tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]

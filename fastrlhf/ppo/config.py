@@ -118,8 +118,8 @@ class PPOConfig(TrainingArguments):
     )
     trainable_layers: int | None = _option(
         None,
-        "Train the top layers alone, so many of them (of the policy, and of a critic with a base of its own); LoRA goes "
-        "on these alone. Embeddings, head and final norm are frozen too. None: what requires a gradient.",
+        "Train so many of the top layers alone (of the policy, and of a critic with a base of its own); LoRA goes on "
+        "these alone. Embeddings, head and final norm are frozen too. None: what requires a gradient.",
     )
     frozen_states_bytes: int | str = _option(
         "512MB",
@@ -211,10 +211,12 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"{name} is {value}, expected more than {low}")
         for name in ("frozen_states_bytes", "packed_weight_bytes"):
             parse_size(name, getattr(self, name))
-        if self.trainable_layers is not None and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if self.trainable_layers is not None and (self.gradient_checkpointing_kwargs or {}).get(
+            "use_reentrant"
+        ):
             raise ValueError(
-                "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where the input of a "
-                "layer has none: leave it out with trainable_layers"
+                "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where a layer's "
+                "input has none: leave it out with trainable_layers"
             )
         if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
             raise ValueError(

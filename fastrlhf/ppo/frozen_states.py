@@ -7,11 +7,11 @@ from torch import nn
 
 from fastrlhf.device.observe import host_waits
 from fastrlhf.models.actor_critic import Responses
-from fastrlhf.models.frozen import Entering, bottom_states
+from fastrlhf.models.frozen import Entering, bottom_states, frozen_depth
 
 
 class FrozenStates:
-    """What the frozen bottom of a policy gives for the rows of one rollout, kept from its first use to the next rollout.
+    """What the frozen bottom of a policy gives for the rows of one rollout, kept until the next.
 
     Args:
         model: the policy.
@@ -24,8 +24,17 @@ class FrozenStates:
         self.kept: dict[int, torch.Tensor] = {}
         self.nbytes = 0
 
-    def forget(self) -> None:
-        """Let go of the states of the rollout before."""
+    def begin(self) -> None:
+        """Let go of the states of the rollout before.
+
+        Raises:
+            RuntimeError: a layer that was frozen when the trainer was made is no longer.
+        """
+        if self.depth and frozen_depth(self.model) < self.depth:
+            raise RuntimeError(
+                f"one of the {self.depth} bottom layers that were frozen when the trainer was made requires a gradient "
+                "now: set frozen layers before, or make a new trainer"
+            )
         self.kept.clear()
         self.nbytes = 0
 

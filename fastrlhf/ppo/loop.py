@@ -49,7 +49,7 @@ def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Exp
     reuses = trainer.reuses_rollout_logprobs and rollout.sampled_logprobs is not None
     if reuses:
         logprobs = torch.where(rollout.mask, rollout.sampled_logprobs, 0.0)
-    trainer.frozen_states.forget()
+    trainer.frozen_states.begin()
     for start in range(0, rows, args.local_rollout_forward_batch_size):
         some = slice(start, start + args.local_rollout_forward_batch_size)
         with trainer.autocast():

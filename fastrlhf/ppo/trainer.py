@@ -187,7 +187,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 checkpoint_activations(module, kwargs)
 
     def _share_bottom(self) -> None:
-        """Find the layers that no training changes: they run once a rollout for policy, reference and a shared critic."""
+        """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""
         policy, args = self.policy_model, self.args
         depth = frozen_depth(policy) if args.packing is not False else 0
         depth = depth if depth and splits(policy, depth) else 0

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import fastrlhf
-from fastrlhf.models import attention_interface
+from fastrlhf.models import attention_interface, frozen
 from fastrlhf.models.backbone import final_hidden_states, is_accelerated, packed_hidden_states, position_ids
 from tests.support.precision import assert_as_good_as
 
@@ -149,6 +149,32 @@ def test_packed_hidden_states_are_the_padded_ones(family, monkeypatch):
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
 
 
+@families
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_bottom_and_the_top_are_the_whole(family, depth):
+    _, ours = pair(family)
+    ids, mask = batch()
+    whole = packed_hidden_states(ours, ids, mask)
+    entering = frozen.Entering(depth, frozen.bottom_states(ours, depth, ids, mask))
+    assert torch.equal(frozen.top_hidden_states(ours, entering, ids, mask), whole)
+    assert torch.equal(packed_hidden_states(ours, ids, mask), whole), "and it is whole again"
+    assert frozen.splits(ours, depth)
+
+
+@families
+def test_frozen_layers_are_counted_from_the_bottom(family):
+    _, ours = pair(family)
+    assert frozen.frozen_depth(ours) == 0
+    frozen.freeze_below(ours, 1)
+    assert frozen.frozen_depth(ours) == 1
+    trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert trained and all(".1." in name for name in trained)
+    ours.requires_grad_(False)
+    assert frozen.frozen_depth(ours) == 2
+    ours.get_input_embeddings().requires_grad_(True)
+    assert frozen.frozen_depth(ours) == 0
+
+
 @pytest.mark.parametrize("cut", ["hole", "row without a token"])
 def test_masks_that_are_not_padding_are_heeded(cut):
     plain, ours = pair("llama")
@@ -257,7 +283,9 @@ def test_a_family_that_is_not_known_gets_the_parts_found_in_it():
     config = Gemma2Config(**SHAPE, head_dim=16)
     plain = model_of(config)
     ids, _ = batch()
-    with pytest.warns(UserWarning, match=r"does not know the family 'gemma2': 25 of its norms, MLPs and linear"):
+    with pytest.warns(
+        UserWarning, match=r"does not know the family 'gemma2': 25 of its norms, MLPs and linear"
+    ):
         ours = fastrlhf.accelerate(copy.deepcopy(plain))
     torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
 

@@ -140,7 +140,9 @@ def test_names_weights_and_copies_stay(adapter):
     assert {name: (p.data_ptr(), p.requires_grad) for name, p in ours.named_parameters()} == before
     assert list(ours.state_dict()) == keys and str(ours) == shown
     kinds = [kind for m in ours.modules() if (kind := getattr(type(m), "accelerated_from", None))]
-    assert kinds.count(nn.Linear) == 14, "seven maps in each of two layers, and neither the head nor an adapter's"
+    assert kinds.count(nn.Linear) == 14, (
+        "seven maps in each of two layers, and neither the head nor an adapter's"
+    )
     assert all(not hasattr(kind, "accelerated_from") for kind in kinds)
     clone = copy.deepcopy(ours)
     with torch.no_grad():
