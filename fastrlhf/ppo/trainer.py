@@ -18,6 +18,8 @@ from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
 from fastrlhf.generation.engine import generate_in_batches, widen
 from fastrlhf.kernels.packed import limit_packed
+from fastrlhf.memory.adamw import DTYPES as ADAMW_DTYPES
+from fastrlhf.memory.adamw import AdamW
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.memory.size import parse_size
 from fastrlhf.models.accelerate import accelerate_quietly
@@ -195,6 +197,17 @@ class PPOTrainer(ShowsCompletions, Trainer):
             policy, depth, parse_size("frozen_states_bytes", args.frozen_states_bytes)
         )
         self.reference_shares_bottom = self.ref_model is None or share_bottom(policy, self.ref_model, depth)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: PPOConfig, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """transformers' choice, but for AdamW of PyTorch's ours, which clips in the pass that updates."""
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        if optimizer is not torch.optim.AdamW or any(p.dtype not in ADAMW_DTYPES for p in trained):
+            return optimizer, options
+        return AdamW, {name: value for name, value in options.items() if name != "fused"}
 
     # Data
 
