@@ -161,7 +161,7 @@ def _one_call(lists: list[tuple[torch.Tensor | None, ...]]) -> bool:
 
 
 def _plain(row: tuple[torch.Tensor | None, ...]) -> bool:
-    parameter, gradient, exp_avg, exp_avg_sq, copy = row
+    parameter, _, exp_avg, exp_avg_sq, copy = row
     same = all(tensor.shape == parameter.shape for tensor in row if tensor is not None)
     flat = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in row if tensor is not None)
     wide = all(tensor.dtype == torch.float32 for tensor in (parameter, exp_avg, exp_avg_sq))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import Any
 
 from torch import nn
 
-from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
-from fastrlhf.models.backbone import base_model, has_backbone, is_peft
-from fastrlhf.models.frozen import bottom_pattern, depth_below, freeze_below
+from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.frozen import bottom_pattern, depth_below
 from fastrlhf.models.heads import check_language_model_head
 from fastrlhf.ppo.config import PPOConfig
 
@@ -60,16 +58,6 @@ def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | Non
     return model
 
 
-def accelerate_models(*models: Any) -> None:
-    """Accelerate those that are Hugging Face models, with one notice for each family that is not known."""
-    notices = {}
-    for model in models:
-        if isinstance(model, nn.Module) and is_hugging_face(base_model(model)):
-            notices.setdefault(base_model(model).config.model_type, accelerate_quietly(model))
-    for notice in filter(None, notices.values()):
-        warnings.warn(notice, stacklevel=3)
-
-
 def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a response."""
     if args.stop_token == "eos":
@@ -79,19 +67,6 @@ def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
             )
         return (tokenizer.eos_token_id,)
     return () if args.stop_token_id is None else (args.stop_token_id,)
-
-
-def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Module | None) -> None:
-    """Leave the top layers to train, of the policy and of a critic with a base of its own (and its head)."""
-    freeze_below(model, trainable_layers)
-    if value_model is not None and has_backbone(value_model):
-        freeze_below(value_model, trainable_layers)
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy for a reference; what does not train in `model` is not copied, but shared."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared)
 
 
 def _on_top_layers(model: nn.Module, peft_config: Any, trainable_layers: int) -> Any:

@@ -121,11 +121,11 @@ class PPOConfig(TrainingArguments):
         "Train so many of the top layers alone (of the policy, and of a critic with a base of its own); LoRA goes on "
         "these alone. Embeddings, head and final norm are frozen too. None: what requires a gradient.",
     )
-    frozen_states_bytes: int | str = _option(
+    frozen_states_bytes: str = _option(
         "512MB",
         "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed.",
     )
-    packed_weight_bytes: int | str = _option(
+    packed_weight_bytes: str = _option(
         "0",
         "How much of the weights stays packed for the CPU's fastest matrix products, in copies, in this process; "
         "products with the others pack each time.",

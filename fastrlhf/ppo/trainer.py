@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,28 @@ from transformers import Trainer, TrainerCallback
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
 from fastrlhf.generation.engine import generate_in_batches, widen
-from fastrlhf.kernels.packed import limit_packed
-from fastrlhf.memory.adamw import DTYPES as ADAMW_DTYPES
-from fastrlhf.memory.adamw import AdamW
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
-from fastrlhf.memory.size import parse_size
-from fastrlhf.models.accelerate import accelerate_quietly
 from fastrlhf.models.actor_critic import ActorCritic
-from fastrlhf.models.backbone import (
-    base_model,
-    checkpoint_activations,
-    context_length,
-    disable_dropout,
-    evaluation_mode,
-    hidden_size,
-    is_peft,
-    reference_mode,
-)
-from fastrlhf.models.frozen import frozen_depth, share_bottom, splits
+from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import (
-    accelerate_models,
-    as_list,
-    check_models,
-    check_policy,
-    freeze_bottom,
-    frozen_copy,
-    stop_tokens,
-    with_adapter,
-)
+from fastrlhf.ppo.arguments import as_list, check_models, check_policy, stop_tokens
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
-from fastrlhf.ppo.frozen_states import FrozenStates
 from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
 from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.metrics import step_metrics
 from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
+from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
 
 
-class PPOTrainer(ShowsCompletions, Trainer):
+class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
     """Train a language model by proximal policy optimisation.
 
     Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
@@ -107,14 +82,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         if train_dataset is None:
             raise ValueError("train_dataset is None: PPO needs prompts")
         check_models(model, ref_model, reward_model, value_model)
-        if args.accelerate:
-            accelerate_models(model, ref_model, value_model, *as_list(reward_model))
-            limit_packed(parse_size("packed_weight_bytes", args.packed_weight_bytes))
-        model = with_adapter(model, peft_config, args.trainable_layers)
-        if args.accelerate:
-            accelerate_quietly(model)  # the adapter's own layers
-        if args.trainable_layers is not None:
-            freeze_bottom(args.trainable_layers, model, value_model)
+        model = prepare_policy(args, model, ref_model, value_model, as_list(reward_model), peft_config)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
@@ -158,8 +126,8 @@ class PPOTrainer(ShowsCompletions, Trainer):
             entropy_grad=args.entropy_coef != 0,
         )
         self.model_wrapped = self.model
-        self._place_models()
-        self._share_bottom()
+        self.place_models()
+        self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.callback_handler.model = self.model
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
@@ -174,40 +142,6 @@ class PPOTrainer(ShowsCompletions, Trainer):
         self.random_states = random_states()
         self._save_failed = False
         self._saved: Path | None = None
-
-    def _place_models(self) -> None:
-        """Frozen models in evaluation mode, all without dropout, all on the device."""
-        frozen = [*self.scorer.models, *([] if self.ref_model is None else [self.ref_model])]
-        for module in frozen:
-            module.eval().requires_grad_(False)
-        for module in (self.model, *frozen):
-            disable_dropout(module)
-            module.to(self.args.device)
-        if self.args.gradient_checkpointing:
-            kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            for module in (self.policy_model, self.value_model):
-                checkpoint_activations(module, kwargs)
-
-    def _share_bottom(self) -> None:
-        """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""
-        policy, args = self.policy_model, self.args
-        depth = frozen_depth(policy) if args.packing is not False else 0
-        depth = depth if depth and splits(policy, depth) else 0
-        self.frozen_states = FrozenStates(
-            policy, depth, parse_size("frozen_states_bytes", args.frozen_states_bytes)
-        )
-        self.reference_shares_bottom = self.ref_model is None or share_bottom(policy, self.ref_model, depth)
-
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: PPOConfig, model: nn.Module | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """transformers' choice, but for AdamW of PyTorch's ours, which clips in the pass that updates."""
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
-        if optimizer is not torch.optim.AdamW or any(p.dtype not in ADAMW_DTYPES for p in trained):
-            return optimizer, options
-        return AdamW, {name: value for name, value in options.items() if name != "fused"}
 
     # Data
 
@@ -310,33 +244,6 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 self.processing_class.eos_token_id
             )
         return scores
-
-    @contextmanager
-    def reference(self):
-        """The reference policy, for the block."""
-        if self.ref_model is not None:
-            yield self.ref_model
-        else:
-            with reference_mode(
-                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
-            ) as model:
-                yield model
-
-    @property
-    def reuses_rollout_logprobs(self) -> bool:
-        """Whether the generator's log-probabilities are the policy's old ones, or are evaluated again."""
-        if self.args.reuse_rollout_logprobs is not None:
-            return self.args.reuse_rollout_logprobs
-        corrected, narrow = self.args.rollout_correction_cap is not None, self.args.bf16
-        return not (corrected or narrow) and all(
-            parameter.dtype == torch.float32 for parameter in self.policy_model.parameters()
-        )
-
-    def autocast(self):
-        """bfloat16 on a GPU where `args.bf16` says so."""
-        if not self.args.bf16:
-            return nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16)
 
     def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Clip and step, unless the loss or the gradient is not finite.

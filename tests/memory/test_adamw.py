@@ -197,5 +197,5 @@ def test_numbers_out_of_range(options, message, backend):
 
 
 def test_float16_is_refused():
-    with pytest.raises(TypeError, match="a parameter has dtype torch.float16"):
+    with pytest.raises(TypeError, match=r"a parameter has dtype torch\.float16"):
         AdamW([nn.Parameter(torch.ones(3, dtype=torch.float16))])
