@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +15,14 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from fastrlhf.kernels import products
-from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.backbone import is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
+from fastrlhf.ppo.merged import save_merged
 
 if TYPE_CHECKING:
     from fastrlhf.ppo.trainer import PPOTrainer
 
 SHARD_SIZE = "200MB"
-_WRAPPER = re.compile(
-    r"\.modules_to_save\.[^.]+|\.original_module"
-)  # what PEFT puts around a module trained whole
 ADAPTER, CRITIC, TRAINING, PROGRESS, TRAINER_STATE = (
     "adapter",
     "critic.safetensors",
@@ -199,34 +195,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 
 def save_policy(model: nn.Module, folder: Path) -> None:
     """Write the policy as a plain Hugging Face model, adapters merged into a copy of the layers that they change."""
-    if not is_peft(model):
+    if is_peft(model):
+        save_merged(model, folder, SHARD_SIZE)
+    else:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-        return
-    base = base_model(model)
-    base.save_pretrained(folder, state_dict=merged_state(model), max_shard_size=SHARD_SIZE)
-
-
-@torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The base's state dict with the active adapters merged in; the model itself keeps every bit.
-
-    (Merging in place and unmerging changes the last bits of the base, and a resumed run must have the same. So one
-    layer at a time is copied, and the copy merged.)
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base = base_model(model)
-    tuned = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    state = {}
-    for name, tensor in base.state_dict().items():
-        owner = name.rpartition(".")[0]
-        if not any(owner == layer or owner.startswith(f"{layer}.") for layer in tuned):
-            state[_WRAPPER.sub("", name)] = tensor
-    for name, layer in tuned.items():
-        copied = copy.deepcopy(layer)
-        copied.merge()
-        state |= {f"{name}.{key}": value for key, value in copied.get_base_layer().state_dict().items()}
-    return state
 
 
 def load_policy(model: nn.Module, folder: Path) -> None:
