@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels import linear, lora_linear
+from fastrlhf.models.parts import original_class
 
 
 class Linear:
@@ -60,8 +61,8 @@ def linear_part(module: nn.Module) -> type | None:
     if type(module) is nn.Linear:
         return Linear
     if type(module).__module__ == "peft.tuners.lora.layer" and type(module).__name__ == "Linear":
-        base = type(module.get_base_layer())  # a subclass may be quantised
-        return LoraLinear if getattr(base, "accelerated_from", base) is nn.Linear else None
+        # a subclass may be quantised
+        return LoraLinear if original_class(module.get_base_layer()) is nn.Linear else None
     return None
 
 

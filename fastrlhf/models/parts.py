@@ -53,6 +53,11 @@ def in_one_dtype(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     return [None if tensor is None else tensor.to(widest) for tensor in tensors]
 
 
+def original_class(module: nn.Module) -> type:
+    """The class that a module had before `accelerate` gave it one of ours (or has still)."""
+    return getattr(type(module), "accelerated_from", type(module))
+
+
 def rms_norm_part(module: nn.Module) -> type | None:
     """The forward that computes what an RMS norm of transformers does, tried out on it; None if it is none of them."""
     weight = getattr(module, "weight", None)
