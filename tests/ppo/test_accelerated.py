@@ -13,6 +13,7 @@ from fastrlhf.memory.adamw import AdamW
 from fastrlhf.models import linears
 from fastrlhf.models.backbone import is_accelerated
 from fastrlhf.ppo import loop
+from tests.support.tiny import tiny_llama, tiny_trainer
 from tests.support.toy import VOCABULARY, toy_experience, toy_lora, toy_model, toy_rollout, toy_trainer
 from tests.support.toy_runs import assert_same_run, run
 
@@ -113,3 +114,21 @@ def test_the_optimizer_is_ours_where_transformers_would_take_pytorch_s(tmp_path)
         1e-5,
         0.1,
     )
+
+
+def test_an_optimizer_that_is_passed_in_gets_clipped_gradients(tmp_path):
+    model = tiny_llama()
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = tiny_trainer(
+        tmp_path,
+        model=model,
+        optimizers=(optimizer, None),
+        max_grad_norm=1e-3,
+        total_episodes=8,
+        num_ppo_epochs=2,
+    )
+    trainer.train()
+    assert trainer.optimizer is optimizer
+    moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]) - before
+    assert 1e-5 < float(moved.norm()) <= 2e-3 * (1 + 1e-3)
