@@ -1,6 +1,6 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
-from fastrlhf.kernels.adamw import adamw
+from fastrlhf.kernels.adamw import adamw, adamw_each
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
 from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
@@ -36,6 +36,7 @@ __all__ = [
     "Sample",
     "Stat",
     "adamw",
+    "adamw_each",
     "attention",
     "decode_attention",
     "dequantize",

@@ -84,8 +84,16 @@ def using(backend: str) -> Iterator[None]:
 
 
 def call(operation: str, *args: Any) -> Any:
-    """Run `operation` on the best implementation for the tensors among `args`."""
-    return choose(operation, *_tensors(args))(*args)
+    """Run `operation` on the best implementation for the tensors among `args`.
+
+    Autocast ends here: the dtypes are what the operation was given, and plain PyTorch inside it must not change them.
+    """
+    tensors = _tensors(args)
+    kind = tensors[0].device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return choose(operation, *tensors)(*args)
+    return choose(operation, *tensors)(*args)
 
 
 def costs(operation: str) -> Callable[[Callable[..., Cost]], Callable[..., Cost]]:

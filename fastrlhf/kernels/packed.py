@@ -1,8 +1,7 @@
-"""Weights packed for oneDNN, kept until they change, the memory is wanted, or nobody holds the weight any more."""
+"""Weights packed for oneDNN, kept until they change or nobody holds the weight any more, as far as there is room."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 _SAMPLE = 128
 
 _limit = 4 << 30
-_kept: OrderedDict[tuple, _Entry] = OrderedDict()
+_kept: dict[tuple, _Entry] = {}
 
 
 @dataclass
@@ -30,21 +29,25 @@ def packed(weight: torch.Tensor, rows: int, *, transposed: bool = False, keep: b
     A kept one is packed anew when the weight has changed. A change in place counts as one by the tensor's version
     and, since `.data` has none and native kernels write past it, by 128 numbers spread over the weight.
     """
-    if not keep or weight.nbytes > _limit:
+    if not keep or not keeps(weight, transposed):
         return _pack(weight, rows, transposed)
-    storage = weight.untyped_storage()
-    key = (storage._cdata, weight.storage_offset(), tuple(weight.shape), weight.stride(), transposed)
+    key = _key(weight, transposed)
     entry = _kept.get(key)
     version, sample = 0 if weight.is_inference() else weight._version, _sample(weight)
     if entry is None or entry.version != version or not torch.equal(entry.sample, sample):
         _kept.pop(key, None)
-        _make_room(weight.nbytes)
-        entry = _Entry(
-            _pack(weight, rows, transposed), StorageWeakRef(storage), version, sample, weight.nbytes
-        )
+        storage = StorageWeakRef(weight.untyped_storage())
+        entry = _Entry(_pack(weight, rows, transposed), storage, version, sample, weight.nbytes)
         _kept[key] = entry
-    _kept.move_to_end(key)
     return entry.packed
+
+
+def keeps(weight: torch.Tensor, transposed: bool = False) -> bool:
+    """Whether a packed copy of `weight` (or its transpose) stays: it is there, or there is room for it."""
+    if _key(weight, transposed) in _kept:
+        return True
+    _forget_expired()
+    return packed_bytes() + weight.nbytes <= _limit
 
 
 def packed_bytes() -> int:
@@ -53,18 +56,26 @@ def packed_bytes() -> int:
 
 
 def limit_packed(nbytes: int) -> None:
-    """Keep at most `nbytes` of packed weights (4 GiB unless told otherwise), those used last; with 0 each product packs
-    its weight anew, which costs about a tenth of a product of 1,024 rows and two thirds of one of 128."""
+    """Keep at most `nbytes` of packed weights (4 GiB unless told otherwise): those that came first. A product with
+    another weight packs it anew, which costs about a tenth of a product of 1,024 rows and two thirds of one of 128.
+
+    (A model's layers take turns: if those used last were kept instead, each would be dropped before its next use.)
+    """
     global _limit
     _limit = nbytes
-    _make_room(0)
+    _forget_expired()
+    while _kept and packed_bytes() > _limit:
+        _kept.popitem()
 
 
-def _make_room(nbytes: int) -> None:
+def _key(weight: torch.Tensor, transposed: bool) -> tuple:
+    address = weight.untyped_storage()._cdata
+    return (address, weight.storage_offset(), tuple(weight.shape), weight.stride(), transposed)
+
+
+def _forget_expired() -> None:
     for key in [key for key, entry in _kept.items() if entry.storage.expired()]:
         del _kept[key]
-    while _kept and packed_bytes() + nbytes > _limit:
-        _kept.popitem(last=False)
 
 
 def _pack(weight: torch.Tensor, rows: int, transposed: bool) -> torch.Tensor:

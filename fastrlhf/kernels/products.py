@@ -7,18 +7,22 @@ choice is a table, so that a run which is resumed with the table of its first pa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
-from fastrlhf.kernels.packed import packed
+from fastrlhf.kernels.packed import keeps, packed
 
 PROVIDERS = ("torch", "onednn")
 # Another provider than PyTorch has to be this much faster: a lead that the next run may not see is not worth a table
 # that changes, nor a packed copy of the weight.
 _LEAD = 1.05
 _ROUNDS = 3
+# Products of less work, counted in multiplications, are PyTorch's unmeasured: they take microseconds, which a clock
+# tells apart one way today and the other tomorrow, and the bits of a small run with it.
+_WORTH_MEASURING = 1 << 22
 
 _table: dict[str, str] = {}
 
@@ -27,6 +31,7 @@ def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool = True
 ) -> torch.Tensor:
     """`x weight^T + bias`, `[N, out]`; all float32 on the CPU. `keep` says whether the packed weight may stay."""
+    keep = keep and keeps(weight)
     candidates = {
         "torch": lambda: torch.nn.functional.linear(x, weight, bias),
         "onednn": lambda: _onednn(x, packed(weight, x.shape[0], keep=keep), bias),
@@ -36,6 +41,7 @@ def forward(
 
 def grad_input(grad: torch.Tensor, weight: torch.Tensor, *, keep: bool = True) -> torch.Tensor:
     """`grad weight`, `[N, in]`."""
+    keep = keep and keeps(weight, transposed=True)
     candidates = {
         "torch": lambda: grad @ weight,
         "onednn": lambda: _onednn(grad, packed(weight, grad.shape[0], transposed=True, keep=keep)),
@@ -77,15 +83,22 @@ def clear_table() -> None:
 def _run(
     product: str, shape: tuple[int, int, int], keep: bool, candidates: dict[str, Callable[[], torch.Tensor]]
 ) -> torch.Tensor:
-    if 0 in shape or not torch.backends.mkldnn.is_available():
+    if math.prod(shape) < _WORTH_MEASURING or not torch.backends.mkldnn.is_available():
         return candidates["torch"]()
-    # Packed sequences give another number of rows every step: those of one power of two share a choice.
     rows = 1 << (shape[0] - 1).bit_length()
-    kept = "kept" if keep else "packed each time"
-    key = f"{product} {rows}x{shape[1]}x{shape[2]}, {kept}, {torch.get_num_threads()} threads"
-    if key not in _table:
-        _table[key] = _fastest(candidates)
-    return candidates[_table[key]]()
+
+    def key(rows: int) -> str:
+        kept = "kept" if keep else "packed each time"
+        return f"{product} {rows}x{shape[1]}x{shape[2]}, {kept}, {torch.get_num_threads()} threads"
+
+    # Packed sequences give another number of rows every step: those of one power of two share a choice, and so does
+    # the next one up or down. A run whose first step has seen all its products then measures nothing later, where it
+    # might find otherwise than when it is resumed.
+    known = next((key(near) for near in (rows, 2 * rows, rows // 2) if key(near) in _table), None)
+    if known is None:
+        known = key(rows)
+        _table[known] = _fastest(candidates)
+    return candidates[_table[known]]()
 
 
 def _fastest(candidates: dict[str, Callable[[], torch.Tensor]]) -> str:

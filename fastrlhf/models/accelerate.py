@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from fastrlhf.models import attention_interface
-from fastrlhf.models.backbone import base_model
+from fastrlhf.models.backbone import backbone, base_model, has_backbone
 from fastrlhf.models.families.gpt_neox import GPTNeoXAttention
 from fastrlhf.models.families.llama import LlamaAttention, LlamaLayer
+from fastrlhf.models.linears import linear_parts
 from fastrlhf.models.parts import gated_mlp_part, layer_norm_part, rms_norm_part
 
 # By model_type: the forwards of its attention and of its layers, where they are ours too. The classes are those of the
@@ -29,7 +30,7 @@ FAMILIES: dict[str, dict[str, type]] = {
 
 
 def accelerate(model: Any) -> Any:
-    """Make `model` of our operations, in place: norms, gated MLPs, rotary embedding and attention.
+    """Make `model` of our operations, in place: norms, linear maps, gated MLPs, rotary embedding and attention.
 
     Weights, names and `state_dict` stay as they are, and so do `save_pretrained`, adapters of PEFT (put on before or
     after), `torch.compile`, gradient checkpointing and copies. Outputs agree within the operations' tolerance.
@@ -45,22 +46,36 @@ def accelerate(model: Any) -> Any:
     Raises:
         TypeError: it is not a Hugging Face model.
     """
+    notice = accelerate_quietly(model)
+    if notice is not None:
+        warnings.warn(notice, stacklevel=2)
+    return model
+
+
+def accelerate_quietly(model: Any) -> str | None:
+    """As `accelerate`, but gives the notice that a family which is not known calls for; None for those that are."""
     whole = base_model(model)
-    if not isinstance(whole, nn.Module) or not hasattr(whole, "config"):
+    if not is_hugging_face(whole):
         raise TypeError(f"model is a {type(model).__name__}, expected a Hugging Face model")
     model_type = whole.config.get_text_config().model_type
     family = FAMILIES.get(model_type)
-    replaced = [_become(module, part) for module in whole.modules() if (part := _part(module, family or {}))]
-    if family is not None:
-        attention_interface.register()
-        whole.set_attn_implementation(attention_interface.NAME)
-    else:
-        warnings.warn(
-            f"accelerate does not know the family {model_type!r}: {len(replaced)} of its norms and MLPs are made of "
-            "fastrlhf's operations, its attention and layers stay as they are",
-            stacklevel=2,
+    parts = [(module, part) for module in whole.modules() if (part := _part(module, family or {}))]
+    parts += linear_parts(backbone(whole)) if has_backbone(whole) else []
+    for module, part in parts:
+        _become(module, part)
+    if family is None:
+        return (
+            f"accelerate does not know the family {model_type!r}: {len(parts)} of its norms, MLPs and linear maps are "
+            "made of fastrlhf's operations, its attention and layers stay as they are"
         )
-    return model
+    attention_interface.register()
+    whole.set_attn_implementation(attention_interface.NAME)
+    return None
+
+
+def is_hugging_face(model: Any) -> bool:
+    """Whether `model` (without adapters around it) has what `accelerate` needs to know of it."""
+    return isinstance(model, nn.Module) and hasattr(getattr(model, "config", None), "get_text_config")
 
 
 def _part(module: nn.Module, family: dict[str, type]) -> type | None:
@@ -73,10 +88,9 @@ def _part(module: nn.Module, family: dict[str, type]) -> type | None:
     return rms_norm_part(module) or layer_norm_part(module) or gated_mlp_part(module)
 
 
-def _become(module: nn.Module, part: type) -> nn.Module:
+def _become(module: nn.Module, part: type) -> None:
     """Give `module` the forward of `part`. By its class, not by an attribute: a copy of the module keeps its own."""
     module.__class__ = _with_forward(type(module), part)
-    return module
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from torch import nn
 
 from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import linear_logprob
-from fastrlhf.models.backbone import base_model, final_hidden_states, packed_hidden_states
+from fastrlhf.models.backbone import base_model, hidden_states
+from fastrlhf.models.frozen import Entering, top_hidden_states
 from fastrlhf.models.heads import ValueHead, check_score_head, language_model_head
 
 
@@ -17,13 +18,29 @@ class Responses(NamedTuple):
     """Prompts with responses, as models read them.
 
     input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool);
-    prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts.
+    prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts; padding_counts: padding
+    among them, as TRL has it; entering: the states of all real tokens at the first trained layer of the policy.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     prompt_length: int
     mask: torch.Tensor
+    padding_counts: bool = False
+    entering: Entering | None = None
+
+    def hidden_states(
+        self, model: nn.Module, packing: bool | None, *, shares_bottom: bool = False
+    ) -> torch.Tensor:
+        """`[B, P + R, D]` (see `fastrlhf.models.backbone.hidden_states`).
+
+        Args:
+            shares_bottom: the model is the policy under its first trained layer.
+        """
+        tokens = self.input_ids, self.attention_mask
+        if shares_bottom and self.entering is not None:
+            return top_hidden_states(model, self.entering, *tokens)
+        return hidden_states(model, *tokens, packing, padding_counts=self.padding_counts)
 
     def response_states(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, R, D]`: the hidden state in which each response token was chosen, one position before it."""
@@ -43,21 +60,32 @@ class ActorCriticOutput(NamedTuple):
 
 
 def response_logprobs(
-    model: nn.Module, hidden_states: torch.Tensor, responses: Responses, temperature: float
+    model: nn.Module,
+    hidden: torch.Tensor,
+    responses: Responses,
+    temperature: float,
+    *,
+    entropy_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropy `[B, R]` of the response tokens that count, from the model's hidden states."""
+    """Log-probabilities and entropy `[B, R]` of the response tokens that count, from the model's hidden states.
+
+    Args:
+        hidden: `[B, P + R, D]`.
+        entropy_grad: see `linear_logprob`.
+    """
     head = language_model_head(model)
     mask = responses.mask
     with host_waits("how many tokens the responses have"):
         kept = mask.nonzero(as_tuple=True)
     # by indices and not by masks, whose backward would make the host wait again
     logprobs, entropy = linear_logprob(
-        responses.response_states(hidden_states)[kept].to(head.weight.dtype),
+        responses.response_states(hidden)[kept].to(head.weight.dtype),
         head.weight,
         responses.targets()[kept],
         bias=head.bias,
         temperature=temperature,
         softcap=head.softcap,
+        entropy_grad=entropy_grad,
     )
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
     return zeros.index_put(kept, logprobs), zeros.index_put(kept, entropy)
@@ -71,17 +99,25 @@ class ActorCritic(nn.Module):
         value_model: a `ValueHead` on the policy's hidden states (one base, two roles), or a Hugging Face model with a
             `score` head (`AutoModelForSequenceClassification`) with a backbone of its own.
         detach_value: keep the value loss from reaching the policy's weights through a shared base.
-        packing: compute hidden states on real tokens only.
+        packing: compute hidden states on real tokens only; None: where a model's attention is ours.
+        entropy_grad: whether the entropy is trained on, and not only watched.
     """
 
     def __init__(
-        self, policy: nn.Module, value_model: nn.Module, *, detach_value: bool = True, packing: bool = False
+        self,
+        policy: nn.Module,
+        value_model: nn.Module,
+        *,
+        detach_value: bool = True,
+        packing: bool | None = None,
+        entropy_grad: bool = True,
     ):
         super().__init__()
         self.policy = policy
         self.value_model = value_model
         self.detach_value = detach_value
-        self.hidden_states = packed_hidden_states if packing else final_hidden_states
+        self.packing = packing
+        self.entropy_grad = entropy_grad
         if not self.shares_base:
             check_score_head(value_model, "value_model", "or None for a head on the policy's base")
 
@@ -96,23 +132,37 @@ class ActorCritic(nn.Module):
         return base_model(self.policy).config
 
     def forward(self, responses: Responses, temperature: float) -> ActorCriticOutput:
-        hidden = self.hidden_states(self.policy, responses.input_ids, responses.attention_mask)
-        logprobs, entropy = response_logprobs(self.policy, hidden, responses, temperature)
+        hidden = self._policy_states(responses)
+        logprobs, entropy = response_logprobs(
+            self.policy, hidden, responses, temperature, entropy_grad=self.entropy_grad
+        )
         return ActorCriticOutput(logprobs, entropy, self._values(responses, hidden))
 
-    def _values(self, responses: Responses, policy_hidden: torch.Tensor) -> torch.Tensor:
+    def _policy_states(self, responses: Responses) -> torch.Tensor:
+        return responses.hidden_states(self.policy, self.packing, shares_bottom=True)
+
+    def values(self, responses: Responses) -> torch.Tensor:
+        """Values `[B, R]` alone, float32: no product with the policy's head, and none of its layers but for a shared
+        base."""
+        hidden = self._policy_states(responses) if self.shares_base else None
+        return self._values(responses, hidden)
+
+    def _values(self, responses: Responses, policy_hidden: torch.Tensor | None) -> torch.Tensor:
         if self.shares_base:
             states = responses.response_states(policy_hidden)
             return self.value_model(states.detach() if self.detach_value else states)
-        hidden = self.hidden_states(self.value_model, responses.input_ids, responses.attention_mask)
+        hidden = responses.hidden_states(self.value_model, self.packing)
         return self.value_model.score(responses.response_states(hidden)).squeeze(-1).float()
 
 
 def reference_logprobs(
-    model: nn.Module, responses: Responses, temperature: float, *, packing: bool = False
+    model: nn.Module,
+    responses: Responses,
+    temperature: float,
+    *,
+    packing: bool | None = None,
+    shares_bottom: bool = False,
 ) -> torch.Tensor:
     """Log-probabilities `[B, R]` of the response tokens under a frozen model."""
-    hidden = (packed_hidden_states if packing else final_hidden_states)(
-        model, responses.input_ids, responses.attention_mask
-    )
+    hidden = responses.hidden_states(model, packing, shares_bottom=shares_bottom)
     return response_logprobs(model, hidden, responses, temperature)[0]

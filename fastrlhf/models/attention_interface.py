@@ -7,6 +7,7 @@ sequences and their bounds), or, for whatever else a mask may say, bool `[B, 1, 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fastrlhf.kernels import attention, left_padded_attention
 
 NAME = "fastrlhf"
 LARGEST_HEAD = 256
+_padding_counts = False
 
 
 def register() -> None:
@@ -32,6 +34,17 @@ def packed_mask(cu_seqlens: torch.Tensor) -> torch.Tensor:
     with it.
     """
     return cu_seqlens.to(torch.int32)[None, None, None]
+
+
+@contextmanager
+def padding_counts():
+    """What stands at padding is computed as transformers does in the block: padding on the right sees none either."""
+    global _padding_counts
+    _padding_counts = True
+    try:
+        yield
+    finally:
+        _padding_counts = False
 
 
 def make_mask(
@@ -51,7 +64,7 @@ def make_mask(
     """
     if allow_is_causal_skip and attention_mask is None:
         return None
-    if allow_is_causal_skip and attention_mask.shape[1] == kv_length:
+    if allow_is_causal_skip and attention_mask.shape[1] == kv_length and not _padding_counts:
         padding = _left_padding(attention_mask, q_length)
         if padding is not None:
             return padding
@@ -103,6 +116,10 @@ def attend(
     """
     small_mask = attention_mask is None or attention_mask.dtype == torch.int32
     if small_mask and query.shape[2] == key.shape[2] and not dropout and query.shape[-1] <= LARGEST_HEAD:
+        if (
+            len({tensor.dtype for tensor in (query, key, value)}) > 1
+        ):  # autocast, and a norm of queries and keys
+            query, key = query.to(value.dtype), key.to(value.dtype)
         options = {"scale": scaling, "window": sliding_window, "softcap": softcap}
         tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]
         if attention_mask is None or attention_mask.dim() == 1:

@@ -32,12 +32,19 @@ def backbone(model: nn.Module) -> nn.Module:
     """
     model = base_model(model)
     prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not hasattr(model, prefix):
+    if not has_backbone(model):
         raise ValueError(
             f"{type(model).__name__} has no backbone under base_model_prefix={prefix!r}; expected a Hugging Face "
             "AutoModelForCausalLM or AutoModelForSequenceClassification, or a PEFT model around one"
         )
     return getattr(model, prefix)
+
+
+def has_backbone(model: nn.Module) -> bool:
+    """Whether `model` says which part of it maps tokens to hidden states."""
+    model = base_model(model)
+    prefix = getattr(model, "base_model_prefix", "")
+    return bool(prefix) and hasattr(model, prefix)
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -85,15 +92,53 @@ def packed_hidden_states(
     """
     with host_waits("how many tokens a micro-batch has"):
         kept = attention_mask.nonzero(as_tuple=True)
+    hidden = packed_forward(model, input_ids, attention_mask, kept)
+    return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
+
+
+def packed_forward(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    kept: tuple[torch.Tensor, ...] | None = None,
+) -> torch.Tensor:
+    """`[1, total, D]`: the backbone's output for the real tokens of all rows, one row after the other.
+
+    Args:
+        kept: their places, if they are known.
+    """
+    if kept is None:
+        with host_waits("how many tokens a micro-batch has"):
+            kept = attention_mask.nonzero(as_tuple=True)
     bounds = packed_bounds(attention_mask) if is_accelerated(model) else {}
     with host_waits(MASK_LOOKED_AT):
-        hidden = backbone(model)(
+        return backbone(model)(
             input_ids=input_ids[kept][None],
             position_ids=position_ids(attention_mask)[kept][None],
             use_cache=False,
             **bounds,
         ).last_hidden_state
-    return hidden.new_zeros(*attention_mask.shape, hidden.shape[-1]).index_put(kept, hidden[0])
+
+
+def hidden_states(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    packing: bool | None = None,
+    *,
+    padding_counts: bool = False,
+) -> torch.Tensor:
+    """Hidden states `[B, T, D]` after the final norm, right at real tokens.
+
+    Args:
+        packing: compute them on real tokens only; None: where the model's attention is ours.
+        padding_counts: what stands at padding is to be what transformers' attention gives there.
+    """
+    if padding_counts:
+        with attention_interface.padding_counts():
+            return final_hidden_states(model, input_ids, attention_mask)
+    packs = is_accelerated(model) if packing is None else packing
+    return (packed_hidden_states if packs else final_hidden_states)(model, input_ids, attention_mask)
 
 
 def is_accelerated(model: nn.Module) -> bool:

@@ -15,7 +15,8 @@ class LlamaNorm:
     """Forward of `LlamaRMSNorm` and those like it, with the residual's addition where one is given."""
 
     def forward(self, hidden_states, residual=None):
-        return rms_norm(hidden_states, self.weight, eps=_eps(self), residual=residual)
+        hidden_states, residual, weight = in_one_dtype(hidden_states, residual, self.weight)
+        return rms_norm(hidden_states, weight, eps=_eps(self), residual=residual)
 
 
 class GemmaNorm:
@@ -23,14 +24,16 @@ class GemmaNorm:
 
     def forward(self, hidden_states, residual=None):
         options = {"weight_offset": 1.0, "cast_before_weight": False}
-        return rms_norm(hidden_states, self.weight, eps=_eps(self), residual=residual, **options)
+        hidden_states, residual, weight = in_one_dtype(hidden_states, residual, self.weight)
+        return rms_norm(hidden_states, weight, eps=_eps(self), residual=residual, **options)
 
 
 class LayerNorm:
     """Forward of `nn.LayerNorm` over one dimension, with weight and bias."""
 
     def forward(self, hidden_states, residual=None):
-        return layer_norm(hidden_states, self.weight, self.bias, eps=self.eps, residual=residual)
+        hidden_states, residual, weight, bias = in_one_dtype(hidden_states, residual, self.weight, self.bias)
+        return layer_norm(hidden_states, weight, bias, eps=self.eps, residual=residual)
 
 
 class GatedMLP:
@@ -38,6 +41,21 @@ class GatedMLP:
 
     def forward(self, hidden_states):
         return self.down_proj(self.activation(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+
+
+def in_one_dtype(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors in the widest of their dtypes: under autocast a product's output is narrower than what it is added
+    to and than the weights, and PyTorch promotes."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if len(dtypes) == 1:
+        return list(tensors)
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return [None if tensor is None else tensor.to(widest) for tensor in tensors]
+
+
+def original_class(module: nn.Module) -> type:
+    """The class that a module had before `accelerate` gave it one of ours (or has still)."""
+    return getattr(type(module), "accelerated_from", type(module))
 
 
 def rms_norm_part(module: nn.Module) -> type | None:

@@ -9,6 +9,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from fastrlhf.kernels.kl import KL_ESTIMATORS
+from fastrlhf.memory.size import parse_size
 
 
 def _option(default, help: str):
@@ -107,7 +108,33 @@ class PPOConfig(TrainingArguments):
         None,
         "Truncated importance weights where the generator's log-probabilities differ from the trainer's, at most this.",
     )
-    packing: bool = _option(False, "Compute hidden states on real tokens only, several sequences in one row.")
+    accelerate: bool = _option(
+        True,
+        "Make the Hugging Face models among policy, reference, critic and rewards of fastrlhf's operations, in place.",
+    )
+    packing: bool | None = _option(
+        None,
+        "Compute hidden states on real tokens only, several sequences in one row; None: where the attention is ours.",
+    )
+    trainable_layers: int | None = _option(
+        None,
+        "Train so many of the top layers alone (of the policy, and of a critic with a base of its own); LoRA goes on "
+        "these alone. Embeddings, head and final norm are frozen too. None: what requires a gradient.",
+    )
+    frozen_states_bytes: str = _option(
+        "512MB",
+        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed.",
+    )
+    packed_weight_bytes: str = _option(
+        "0",
+        "How much of the weights stays packed for the CPU's fastest matrix products, in copies, in this process; "
+        "products with the others pack each time.",
+    )
+    reuse_rollout_logprobs: bool | None = _option(
+        None,
+        "Take the generator's log-probabilities for the old ones instead of evaluating the policy again; None: where "
+        "both compute in float32 and no rollout_correction_cap compares them (they then agree to about 1e-5).",
+    )
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
     )
@@ -165,6 +192,7 @@ class PPOConfig(TrainingArguments):
             "max_skipped_updates": 1,
             "adaptive_kl_horizon": 1,
             "keep_last": 1,
+            "trainable_layers": 1,
         }
         for name, low in at_least.items():
             value = getattr(self, name)
@@ -181,6 +209,20 @@ class PPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > low:
                 raise ValueError(f"{name} is {value}, expected more than {low}")
+        for name in ("frozen_states_bytes", "packed_weight_bytes"):
+            parse_size(name, getattr(self, name))
+        if self.trainable_layers is not None and (self.gradient_checkpointing_kwargs or {}).get(
+            "use_reentrant"
+        ):
+            raise ValueError(
+                "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where a layer's "
+                "input has none: leave it out with trainable_layers"
+            )
+        if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
+            raise ValueError(
+                "rollout_correction_cap compares the trainer's log-probabilities with the generator's, and "
+                "reuse_rollout_logprobs=True leaves nothing to compare: set one of the two"
+            )
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastrlhf.device.observe import host_waits
+from fastrlhf.memory.adamw import AdamW
 
 
 class TrainingStopped(RuntimeError):
@@ -33,20 +34,25 @@ class UpdateGuard:
         loss: torch.Tensor,
         max_grad_norm: float,
     ) -> tuple[float, bool]:
-        """Clip the gradient's norm to `max_grad_norm` (0: not at all) and step.
+        """Clip the gradient's norm to `max_grad_norm` (0: not at all) and step. Our AdamW clips in its own pass.
 
         Returns:
             The norm before clipping, and whether the update was skipped.
         """
         with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(with_gradient, max_grad_norm or math.inf)
+        total = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient])
         with host_waits("whether the update is finite"):
-            norm, value = torch.stack([norm.double(), loss.detach().double()]).tolist()
-        skip = not (math.isfinite(norm) and math.isfinite(value))
-        if skip:
+            norm, value = torch.stack([total.double(), loss.detach().double()]).tolist()
+        if not (math.isfinite(norm) and math.isfinite(value)):
             self.skipped += 1
             self.in_a_row += 1
+            return norm, True
+        bound = max_grad_norm or None
+        if isinstance(optimizer, AdamW):
+            optimizer.step(grad_norm=total, max_norm=bound)
         else:
+            if bound is not None:
+                nn.utils.clip_grads_with_norm_(with_gradient, bound, total)
             optimizer.step()
-            self.in_a_row = 0
-        return norm, skip
+        self.in_a_row = 0
+        return norm, False

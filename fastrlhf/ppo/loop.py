@@ -46,16 +46,29 @@ def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Exp
     args, rows = trainer.args, len(rollout.lengths)
     shape, device = rollout.response_ids.shape, rollout.response_ids.device
     logprobs, ref_logprobs, values = (torch.zeros(shape, device=device) for _ in range(3))
+    reuses = trainer.reuses_rollout_logprobs and rollout.sampled_logprobs is not None
+    if reuses:
+        logprobs = torch.where(rollout.mask, rollout.sampled_logprobs, 0.0)
+    trainer.frozen_states.begin()
     for start in range(0, rows, args.local_rollout_forward_batch_size):
         some = slice(start, start + args.local_rollout_forward_batch_size)
-        responses = rollout.responses(some)
-        width = responses.mask.shape[1]
         with trainer.autocast():
-            output = trainer.model(responses, args.temperature)
+            responses = trainer.frozen_states.enter(rollout.responses(some), some)
+            width = responses.mask.shape[1]
+            if reuses:
+                values[some, :width] = trainer.model.values(responses)
+            else:
+                output = trainer.model(responses, args.temperature)
+                logprobs[some, :width], values[some, :width] = output.logprobs, output.values
             with trainer.reference() as reference:
-                ref = reference_logprobs(reference, responses, args.temperature, packing=args.packing)
-        logprobs[some, :width], ref_logprobs[some, :width] = output.logprobs, ref
-        values[some, :width] = output.values
+                ref = reference_logprobs(
+                    reference,
+                    responses,
+                    args.temperature,
+                    packing=args.packing,
+                    shares_bottom=trainer.reference_shares_bottom,
+                )
+        ref_logprobs[some, :width] = ref
     return make_experience(
         rollout,
         scores,
@@ -82,6 +95,7 @@ def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stat
         responses = rollout.responses(some, everywhere=args.padded_averages)
         columns = slice(responses.mask.shape[1])
         with trainer.autocast():
+            responses = trainer.frozen_states.enter(responses, some)
             output = trainer.model(responses, args.temperature)
         loss = ppo_loss(
             output.logprobs,

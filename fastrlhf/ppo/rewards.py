@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels import kl_estimate
-from fastrlhf.models.backbone import final_hidden_states
+from fastrlhf.models.backbone import hidden_states
 from fastrlhf.models.heads import check_score_head
 from fastrlhf.ppo.rollout import Rollout
 
@@ -67,12 +67,15 @@ class Scorer:
             or a list of them.
         weights: one number per reward; all one if None.
         tokenizer: decodes prompts and completions for functions.
+        packing: see `hidden_states`.
 
     Raises:
         TypeError, ValueError: something that is neither, or another number of weights than of rewards.
     """
 
-    def __init__(self, rewards: Any, weights: Sequence[float] | None, tokenizer: Any):
+    def __init__(
+        self, rewards: Any, weights: Sequence[float] | None, tokenizer: Any, packing: bool | None = None
+    ):
         self.rewards = list(rewards) if isinstance(rewards, (list, tuple)) else [rewards]
         if not self.rewards:
             raise ValueError("reward_model is an empty list: pass at least one reward")
@@ -89,6 +92,7 @@ class Scorer:
                 f"reward_weights has {len(self.weights)} numbers for {len(self.rewards)} rewards"
             )
         self.tokenizer = tokenizer
+        self.packing = packing
 
     @property
     def models(self) -> list[nn.Module]:
@@ -105,7 +109,7 @@ class Scorer:
         total = torch.zeros(len(prompts), device=rollout.lengths.device)
         for weight, reward in zip(self.weights, self.rewards, strict=True):
             if isinstance(reward, nn.Module):
-                scores = model_scores(reward, rollout, batch_size)
+                scores = model_scores(reward, rollout, batch_size, self.packing)
             else:
                 scores = function_scores(reward, prompts, completions).to(total.device)
             _check_finite(reward, scores, prompts, completions)
@@ -123,13 +127,15 @@ class Scorer:
 
 
 @torch.no_grad()
-def model_scores(model: nn.Module, rollout: Rollout, batch_size: int) -> torch.Tensor:
+def model_scores(
+    model: nn.Module, rollout: Rollout, batch_size: int, packing: bool | None = None
+) -> torch.Tensor:
     """`[B]`: the reward model's output at the last token of each response (or of the prompt, where it is empty)."""
     scores = []
     for start in range(0, len(rollout.lengths), batch_size):
         rows = slice(start, start + batch_size)
         responses = rollout.responses(rows)
-        hidden = final_hidden_states(model, responses.input_ids, responses.attention_mask)
+        hidden = hidden_states(model, responses.input_ids, responses.attention_mask, packing)
         last = responses.prompt_length - 1 + rollout.lengths[rows]
         states = hidden[torch.arange(len(last), device=last.device), last]
         scores.append(model.score(states).squeeze(-1).float())

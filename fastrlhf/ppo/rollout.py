@@ -66,6 +66,7 @@ class Rollout:
             torch.cat([prompt_mask, mask[:, :keep]], dim=1),
             prompt_mask.shape[1],
             torch.ones_like(mask) if everywhere else mask[:, :keep],
+            everywhere,
         )
 
 

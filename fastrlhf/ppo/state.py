@@ -1,10 +1,8 @@
-"""What a checkpoint holds: policy, critic, optimizer, scheduler, random states and progress."""
+"""What a checkpoint holds: policy, critic, optimizer, scheduler, random states, chosen products and progress."""
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +14,15 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
-from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.kernels import products
+from fastrlhf.models.backbone import is_peft
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
+from fastrlhf.ppo.merged import save_merged
 
 if TYPE_CHECKING:
     from fastrlhf.ppo.trainer import PPOTrainer
 
 SHARD_SIZE = "200MB"
-_WRAPPER = re.compile(
-    r"\.modules_to_save\.[^.]+|\.original_module"
-)  # what PEFT puts around a module trained whole
 ADAPTER, CRITIC, TRAINING, PROGRESS, TRAINER_STATE = (
     "adapter",
     "critic.safetensors",
@@ -72,6 +69,7 @@ def write_state(trainer: PPOTrainer, folder: Path) -> None:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": trainer.random_states,
+        "products": products.export_table(),
     }
     torch.save(training, folder / TRAINING)
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
@@ -98,6 +96,7 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
         load_critic(trainer.model.value_model, folder / CRITIC)
         trainer.optimizer.load_state_dict(training["optimizer"])
         trainer.lr_scheduler.load_state_dict(training["scheduler"])
+        products.import_table(training.get("products", {}))
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -196,34 +195,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 
 def save_policy(model: nn.Module, folder: Path) -> None:
     """Write the policy as a plain Hugging Face model, adapters merged into a copy of the layers that they change."""
-    if not is_peft(model):
+    if is_peft(model):
+        save_merged(model, folder, SHARD_SIZE)
+    else:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-        return
-    base = base_model(model)
-    base.save_pretrained(folder, state_dict=merged_state(model), max_shard_size=SHARD_SIZE)
-
-
-@torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The base's state dict with the active adapters merged in; the model itself keeps every bit.
-
-    (Merging in place and unmerging changes the last bits of the base, and a resumed run must have the same. So one
-    layer at a time is copied, and the copy merged.)
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base = base_model(model)
-    tuned = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    state = {}
-    for name, tensor in base.state_dict().items():
-        owner = name.rpartition(".")[0]
-        if not any(owner == layer or owner.startswith(f"{layer}.") for layer in tuned):
-            state[_WRAPPER.sub("", name)] = tensor
-    for name, layer in tuned.items():
-        copied = copy.deepcopy(layer)
-        copied.merge()
-        state |= {f"{name}.{key}": value for key, value in copied.get_base_layer().state_dict().items()}
-    return state
 
 
 def load_policy(model: nn.Module, folder: Path) -> None:

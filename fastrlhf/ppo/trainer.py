@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,10 @@ from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_toke
 from fastrlhf.generation.engine import generate_in_batches, widen
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
-from fastrlhf.models.backbone import (
-    base_model,
-    checkpoint_activations,
-    context_length,
-    disable_dropout,
-    evaluation_mode,
-    hidden_size,
-    is_peft,
-    reference_mode,
-)
+from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import check_models, check_policy, stop_tokens, with_adapter
+from fastrlhf.ppo.arguments import as_list, check_models, check_policy, stop_tokens
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
@@ -43,11 +32,12 @@ from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.metrics import step_metrics
 from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
+from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
 
 
-class PPOTrainer(ShowsCompletions, Trainer):
+class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
     """Train a language model by proximal policy optimisation.
 
     Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
@@ -92,7 +82,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         if train_dataset is None:
             raise ValueError("train_dataset is None: PPO needs prompts")
         check_models(model, ref_model, reward_model, value_model)
-        model = with_adapter(model, peft_config)
+        model = prepare_policy(args, model, ref_model, value_model, as_list(reward_model), peft_config)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
@@ -123,14 +113,21 @@ class PPOTrainer(ShowsCompletions, Trainer):
         self.policy_model = model
         self.ref_model = ref_model
         if ref_model is None and not is_peft(model):
-            self.ref_model = copy.deepcopy(model)
+            self.ref_model = frozen_copy(model.to(args.device))
         self.reward_model = reward_model
-        self.scorer = Scorer(reward_model, args.reward_weights, processing_class)
+        self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
         value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
         self.value_model = value_model
-        self.model = ActorCritic(model, value_model, detach_value=args.detach_value, packing=args.packing)
+        self.model = ActorCritic(
+            model,
+            value_model,
+            detach_value=args.detach_value,
+            packing=args.packing,
+            entropy_grad=args.entropy_coef != 0,
+        )
         self.model_wrapped = self.model
-        self._place_models()
+        self.place_models()
+        self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.callback_handler.model = self.model
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
@@ -145,19 +142,6 @@ class PPOTrainer(ShowsCompletions, Trainer):
         self.random_states = random_states()
         self._save_failed = False
         self._saved: Path | None = None
-
-    def _place_models(self) -> None:
-        """Frozen models in evaluation mode, all without dropout, all on the device."""
-        frozen = [*self.scorer.models, *([] if self.ref_model is None else [self.ref_model])]
-        for module in frozen:
-            module.eval().requires_grad_(False)
-        for module in (self.model, *frozen):
-            disable_dropout(module)
-            module.to(self.args.device)
-        if self.args.gradient_checkpointing:
-            kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            for module in (self.policy_model, self.value_model):
-                checkpoint_activations(module, kwargs)
 
     # Data
 
@@ -208,10 +192,10 @@ class PPOTrainer(ShowsCompletions, Trainer):
     def _generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        """Tokens `[B, R]`; the generator's log-probabilities are kept in `_sampled_logprobs`."""
+        """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
         with self.autocast(), evaluation_mode(self.policy_model):
-            tokens, self._sampled_logprobs = generate_in_batches(
+            self._sampled = generate_in_batches(
                 self.policy_model,
                 input_ids,
                 attention_mask,
@@ -223,7 +207,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 seed=self.sampling_seed,
                 first_row_id=self.state.episode,
             )
-        return tokens
+        return self._sampled.tokens
 
     @torch.no_grad()
     def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:
@@ -232,15 +216,15 @@ class PPOTrainer(ShowsCompletions, Trainer):
         mask = prompts.get("attention_mask")
         mask = input_ids != self.pad_token_id if mask is None else mask.to(self.args.device)
         prompt_ids, prompt_mask = left_pad(input_ids, mask, self.pad_token_id)
-        self._sampled_logprobs = None
+        self._sampled = None
         tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
         self._check_responses(tokens, len(prompt_ids))
+        # an override may have changed what was sampled
+        as_sampled = self._sampled is not None and torch.equal(tokens, self._sampled.tokens)
         # a column for the state after the longest response, where the score lands: else it would depend on the others
         tokens = widen(tokens, min(tokens.shape[1] + 1, self.args.response_length), self.pad_token_id)
         response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
-        sampled = self._sampled_logprobs
-        if sampled is not None:
-            sampled = widen(sampled, tokens.shape[1], 0.0)
+        sampled = widen(self._sampled.logprobs, tokens.shape[1], 0.0) if as_sampled else None
         return Rollout(prompt_ids, prompt_mask, response_ids, lengths, sampled)
 
     def _check_responses(self, tokens: torch.Tensor, rows: int) -> None:
@@ -260,23 +244,6 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 self.processing_class.eos_token_id
             )
         return scores
-
-    @contextmanager
-    def reference(self):
-        """The reference policy, for the block."""
-        if self.ref_model is not None:
-            yield self.ref_model
-        else:
-            with reference_mode(
-                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
-            ) as model:
-                yield model
-
-    def autocast(self):
-        """bfloat16 on a GPU where `args.bf16` says so."""
-        if not self.args.bf16:
-            return nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16)
 
     def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Clip and step, unless the loss or the gradient is not finite.

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered():
-    """No choice and no packed weight of other tests; both are put back."""
+def nothing_remembered(monkeypatch):
+    """No choice and no packed weight of other tests, both put back; the smallest product is worth a choice."""
+    monkeypatch.setattr(products, "_WORTH_MEASURING", 1)
     table = products.export_table()
     products.clear_table()
     packed._kept.clear()
@@ -61,15 +62,24 @@ def test_the_table_is_measured_once_a_shape_and_taken_over(monkeypatch):
         products.forward(torch.randn(rows, 4), weight, None)
     assert len(measured) == 1, "rows up to 64 share a choice"
     products.forward(torch.randn(65, 4), weight, None)
+    assert len(measured) == 1, "and those up to twice as many, or half"
+    products.forward(torch.randn(129, 4), weight, None)
     table = products.export_table()
     assert table == {
         "forward 64x8x4, kept, 1 threads": "onednn",
-        "forward 128x8x4, kept, 1 threads": "onednn",
+        "forward 256x8x4, kept, 1 threads": "onednn",
     }
     products.clear_table()
     products.import_table(table)
     products.forward(torch.randn(50, 4), weight, None)
     assert len(measured) == 2
+
+
+def test_a_small_product_is_not_measured(monkeypatch):
+    monkeypatch.setattr(products, "_WORTH_MEASURING", 40 * 8 * 4 + 1)
+    monkeypatch.setattr(products, "_fastest", None)
+    forward(torch.randn(40, 4), torch.randn(8, 4))
+    assert products.export_table() == {}
 
 
 def test_a_table_with_a_provider_that_there_is_not():
@@ -158,6 +168,15 @@ def test_packed_weights_stay_within_their_limit(always):
     for weight in weights:
         torch.testing.assert_close(forward(x, weight), x @ weight.T)
     assert packed.packed_bytes() == 2 * weights[0].nbytes
+    kept = list(packed._kept)
+    for weight in weights:
+        forward(x, weight)
+    assert list(packed._kept) == kept, "the first ones stay"
+    assert {key.split(", ")[1] for key in products.export_table()} == {"kept", "packed each time"}
+    del weight, weights[0]
+    forward(x, weights[-1])
+    assert packed.packed_bytes() == 2 * weights[0].nbytes, "who came later gets the place of one that is gone"
+    assert list(packed._kept) != kept
     packed.limit_packed(0)
     assert packed.packed_bytes() == 0
     torch.testing.assert_close(forward(x, weights[0]), x @ weights[0].T)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import fastrlhf
-from fastrlhf.models import attention_interface
+from fastrlhf.models import attention_interface, frozen
 from fastrlhf.models.backbone import final_hidden_states, is_accelerated, packed_hidden_states, position_ids
 from tests.support.precision import assert_as_good_as
 
@@ -106,6 +106,20 @@ def test_logits_and_every_gradient(family, padded, dtype):
 
 
 @families
+def test_under_autocast(family):
+    """bfloat16 products between float32 weights and residuals: as near to float32 as transformers is."""
+    plain, ours = pair(family)
+    ids, _ = batch()
+    exact = results(plain, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        same, found = (results(model, ids) for model in (plain, ours))
+    for name, value in found.items():
+        assert value.dtype == same[name].dtype, name
+        error, allowed = ((each[name] - exact[name]).float().norm() for each in (found, same))
+        assert error <= 1.5 * allowed + 1e-3 * exact[name].norm(), name
+
+
+@families
 def test_every_part_is_replaced_once(family):
     _, ours = pair(family)
     kinds = {type(module) for module in ours.modules() if hasattr(type(module), "accelerated_from")}
@@ -133,6 +147,32 @@ def test_packed_hidden_states_are_the_padded_ones(family, monkeypatch):
     ids, mask = batch()
     padded, packed = (states(ours, ids, mask)[mask] for states in (final_hidden_states, packed_hidden_states))
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+
+
+@families
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_bottom_and_the_top_are_the_whole(family, depth):
+    _, ours = pair(family)
+    ids, mask = batch()
+    whole = packed_hidden_states(ours, ids, mask)
+    entering = frozen.Entering(depth, frozen.bottom_states(ours, depth, ids, mask))
+    assert torch.equal(frozen.top_hidden_states(ours, entering, ids, mask), whole)
+    assert torch.equal(packed_hidden_states(ours, ids, mask), whole), "and it is whole again"
+    assert frozen.splits(ours, depth)
+
+
+@families
+def test_frozen_layers_are_counted_from_the_bottom(family):
+    _, ours = pair(family)
+    assert frozen.frozen_depth(ours) == 0
+    frozen.freeze_below(ours, 1)
+    assert frozen.frozen_depth(ours) == 1
+    trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert trained and all(".1." in name for name in trained)
+    ours.requires_grad_(False)
+    assert frozen.frozen_depth(ours) == 2
+    ours.get_input_embeddings().requires_grad_(True)
+    assert frozen.frozen_depth(ours) == 0
 
 
 @pytest.mark.parametrize("cut", ["hole", "row without a token"])
@@ -243,7 +283,9 @@ def test_a_family_that_is_not_known_gets_the_parts_found_in_it():
     config = Gemma2Config(**SHAPE, head_dim=16)
     plain = model_of(config)
     ids, _ = batch()
-    with pytest.warns(UserWarning, match=r"does not know the family 'gemma2': 11 of its norms and MLPs"):
+    with pytest.warns(
+        UserWarning, match=r"does not know the family 'gemma2': 25 of its norms, MLPs and linear"
+    ):
         ours = fastrlhf.accelerate(copy.deepcopy(plain))
     torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
 

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fastrlhf import accelerate
 from fastrlhf.ppo import checkpoint, state
 from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint, checkpoints, save_checkpoint
 from tests.support import process
@@ -573,6 +574,8 @@ POLICIES = {
 
 
 def logits(model):
+    """Of two rows, by the operations that training uses: the same weights give the same bits."""
+    accelerate(model)
     tokens = torch.arange(2 * 7).view(2, 7) % WORDS
     with torch.no_grad():
         return model.eval()(input_ids=tokens).logits

@@ -38,7 +38,7 @@ def scores_of(tmp_path, steps, **options):
 
 
 def test_ppo_learns_the_rewarded_word(tmp_path):
-    scores = scores_of(tmp_path, 20)
+    scores = scores_of(tmp_path, 24)
     assert scores[0] < 0.1
     assert sum(scores[-3:]) / 3 > 0.8
 

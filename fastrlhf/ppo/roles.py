@@ -1,0 +1,137 @@
+"""The models of a run by their roles: made of our operations, adapted, frozen, placed, and sharing what is the same."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from fastrlhf.kernels.packed import limit_packed
+from fastrlhf.memory.adamw import DTYPES as ADAMW_DTYPES
+from fastrlhf.memory.adamw import AdamW
+from fastrlhf.memory.size import parse_size
+from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
+from fastrlhf.models.backbone import (
+    base_model,
+    checkpoint_activations,
+    disable_dropout,
+    has_backbone,
+    reference_mode,
+)
+from fastrlhf.models.frozen import freeze_below, frozen_depth, share_bottom, splits
+from fastrlhf.ppo.arguments import with_adapter
+from fastrlhf.ppo.config import PPOConfig
+from fastrlhf.ppo.frozen_states import FrozenStates
+
+
+def prepare_policy(
+    args: PPOConfig,
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    value_model: nn.Module | None,
+    rewards: list[Any],
+    peft_config: Any,
+) -> nn.Module:
+    """The policy with its adapter; all models made of our operations and frozen as `args` ask, in place."""
+    if args.accelerate:
+        accelerate_models(model, ref_model, value_model, *rewards)
+        limit_packed(parse_size("packed_weight_bytes", args.packed_weight_bytes))
+    model = with_adapter(model, peft_config, args.trainable_layers)
+    if args.accelerate and peft_config is not None:
+        accelerate_quietly(model)  # the adapter's own layers
+    if args.trainable_layers is not None:
+        freeze_bottom(args.trainable_layers, model, value_model)
+    return model
+
+
+def accelerate_models(*models: Any) -> None:
+    """Accelerate those that are Hugging Face models, with one notice for each family that is not known."""
+    notices = {}
+    for model in models:
+        if isinstance(model, nn.Module) and is_hugging_face(base_model(model)):
+            notices.setdefault(base_model(model).config.model_type, accelerate_quietly(model))
+    for notice in filter(None, notices.values()):
+        warnings.warn(notice, stacklevel=4)
+
+
+def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Module | None) -> None:
+    """Leave the top layers to train, of the policy and of a critic with a base of its own (and its head)."""
+    freeze_below(model, trainable_layers)
+    if value_model is not None and has_backbone(value_model):
+        freeze_below(value_model, trainable_layers)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy for a reference; what does not train in `model` is not copied, but shared."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared)
+
+
+class HasRoles:
+    """The part of a trainer that knows what its models are to each other."""
+
+    def place_models(self) -> None:
+        """Frozen models in evaluation mode, all without dropout, all on the device."""
+        frozen = [*self.scorer.models, *([] if self.ref_model is None else [self.ref_model])]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+        for module in (self.model, *frozen):
+            disable_dropout(module)
+            module.to(self.args.device)
+        if self.args.gradient_checkpointing:
+            kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            for module in (self.policy_model, self.value_model):
+                checkpoint_activations(module, kwargs)
+
+    def share_bottom(self) -> None:
+        """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""
+        policy, args = self.policy_model, self.args
+        depth = frozen_depth(policy) if args.packing is not False else 0
+        depth = depth if depth and splits(policy, depth) else 0
+        self.frozen_states = FrozenStates(
+            policy, depth, parse_size("frozen_states_bytes", args.frozen_states_bytes)
+        )
+        self.reference_shares_bottom = self.ref_model is None or share_bottom(policy, self.ref_model, depth)
+
+    @contextmanager
+    def reference(self):
+        """The reference policy, for the block."""
+        if self.ref_model is not None:
+            yield self.ref_model
+        else:
+            with reference_mode(
+                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
+            ) as model:
+                yield model
+
+    @property
+    def reuses_rollout_logprobs(self) -> bool:
+        """Whether the generator's log-probabilities are the policy's old ones, or are evaluated again."""
+        if self.args.reuse_rollout_logprobs is not None:
+            return self.args.reuse_rollout_logprobs
+        corrected, narrow = self.args.rollout_correction_cap is not None, self.args.bf16
+        return not (corrected or narrow) and all(
+            parameter.dtype == torch.float32 for parameter in self.policy_model.parameters()
+        )
+
+    def autocast(self):
+        """bfloat16 on a GPU where `args.bf16` says so."""
+        if not self.args.bf16:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, torch.bfloat16)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: PPOConfig, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """transformers' choice, but for AdamW of PyTorch's ours, which clips in the pass that updates."""
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        if optimizer is not torch.optim.AdamW or any(p.dtype not in ADAMW_DTYPES for p in trained):
+            return optimizer, options
+        return AdamW, {name: value for name, value in options.items() if name != "fused"}
