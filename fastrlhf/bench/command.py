@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastrlhf.bench.peer_commands import add_generate, add_ppo_vs_trl
+
 CASES = Path(__file__).parents[2] / "benchmarks" / "kernels"
 
 
@@ -29,6 +31,8 @@ def add_bench(subparsers: argparse._SubParsersAction) -> None:
         "--out", type=Path, default=CASES.parent / "results", help="folder of kernels.csv and kernels.png"
     )
     kernels.set_defaults(run=_kernels)
+    add_ppo_vs_trl(questions)
+    add_generate(questions)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:

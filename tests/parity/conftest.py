@@ -1,4 +1,4 @@
-"""TRL 1.12, installed beside the repository once, and what it made of every case in one subprocess."""
+"""TRL 1.12, installed once, and what it made of every case in one subprocess."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""What the comparisons have to show, two threads on a CPU: the measured table says of each whether it is met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one figure of one comparison.
+
+    Attributes:
+        case: what is compared: mode and model, or precision and batch.
+        peer: whom ours is compared with.
+        figure: "speed", how many times faster ours is, or "memory", our peak resident memory as a share of the peer's.
+        bound: at least this for a speed, at most this for memory.
+    """
+
+    case: str
+    peer: str
+    figure: str
+    bound: float
+
+    def verdict(self, value: float) -> str:
+        """The bound, and whether `value` meets it."""
+        met = value >= self.bound if self.figure == "speed" else value <= self.bound
+        sign = "≥" if self.figure == "speed" else "≤"
+        return f"{sign} {self.bound:g}: {'met' if met else 'missed'}"
+
+
+TARGETS = (
+    Target("full 17m", "trl", "speed", 1.7),
+    Target("full smollm2", "trl", "speed", 1.7),
+    Target("eos smollm2", "trl", "speed", 3.5),
+    Target("lora smollm2", "trl+peft", "speed", 5),
+    Target("lora smollm2", "trl+peft", "memory", 0.25),
+    Target("time-to-reward smollm2", "trl", "speed", 10),
+    Target("time-to-reward smollm2", "trl+peft", "speed", 5),
+    Target("float32 batch 8", "transformers", "speed", 4),
+    Target("float32 batch 16", "transformers", "speed", 4),
+    Target("float32 batch 8", "ctranslate2", "speed", 1.8),
+    Target("float32 batch 16", "ctranslate2", "speed", 1.8),
+    Target("int8 batch 8", "ctranslate2", "speed", 1.8),
+    Target("int8 batch 16", "ctranslate2", "speed", 1.3),
+)
+
+
+def verdict(case: str, peer: str, figure: str, value: float) -> str:
+    """What the target for this figure says of `value`; empty where there is none."""
+    for target in TARGETS:
+        if (target.case, target.peer, target.figure) == (case, peer, figure):
+            return target.verdict(value)
+    return ""
