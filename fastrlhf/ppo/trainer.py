@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
-from fastrlhf.generation.engine import generate_in_batches, widen
+from fastrlhf.generation.batches import generate, widen
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import (
@@ -211,7 +211,7 @@ class PPOTrainer(ShowsCompletions, Trainer):
         """Tokens `[B, R]`; the generator's log-probabilities are kept in `_sampled_logprobs`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
         with self.autocast(), evaluation_mode(self.policy_model):
-            tokens, self._sampled_logprobs = generate_in_batches(
+            found = generate(
                 self.policy_model,
                 input_ids,
                 attention_mask,
@@ -223,7 +223,8 @@ class PPOTrainer(ShowsCompletions, Trainer):
                 seed=self.sampling_seed,
                 first_row_id=self.state.episode,
             )
-        return tokens
+        self._sampled_logprobs = found.logprobs
+        return found.tokens
 
     @torch.no_grad()
     def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:

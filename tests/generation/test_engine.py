@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrlhf.generation.engine import generate
+from fastrlhf.generation.batches import generate
 from fastrlhf.models.actor_critic import reference_logprobs
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from tests.support.toy import EOS, PAD, VOCABULARY, WORDS, toy_lora, toy_model
@@ -112,7 +112,7 @@ def test_it_ends_when_every_row_has():
     model = toy_model()
     ids, mask = ragged_prompts()
     sizes = batch_sizes(model)
-    found = generate(model, ids, mask, max_new_tokens=50, pad_token_id=PAD, stop_token_ids=range(VOCABULARY))
+    found = generate(model, ids, mask, max_new_tokens=40, pad_token_id=PAD, stop_token_ids=range(VOCABULARY))
     assert sizes == [6]
     assert found.tokens.shape == found.logprobs.shape == (6, 1)
 

@@ -66,6 +66,6 @@ def test_nothing_is_written_beyond_the_output(vectors):
     for out in (1, 63, 65, 130):
         x, weight, _ = layer((5, out, 19))
         y = torch.full((7 * out,), 7.0)
-        module.thin_linear(x.data_ptr(), weight.data_ptr(), 0, 0, 0, y[out:].data_ptr(), 5, out, 19)
+        module.thin_linear(x.data_ptr(), weight.data_ptr(), 0, 0, 0, y[out:].data_ptr(), 5, out, 19, False)
         assert (y[:out] == 7).all() and (y[6 * out :] == 7).all()
         torch.testing.assert_close(y[out : 6 * out].view(5, out), x @ weight.T)
