@@ -83,11 +83,9 @@ class Engine:
     def _admit(self) -> int:
         """Take in what has room; returns how many rows there are."""
         admitted = self._scheduler.admit()
-        prefill(
-            self.decoder,
-            self.cache,
-            [(new.request.prefix, new.blocks) for new in admitted if new.prefill],
-        )
+        prompts = [(new.request.prefix, new.blocks) for new in admitted if new.prefill]
+        if prompts:
+            prefill(self.decoder, self.cache, prompts)
         copies = [new for new in admitted if new.copied is not None]
         targets = [new.blocks[(len(new.request.prefix) - 1) // BLOCK_SIZE] for new in copies]
         self.cache.copy_blocks([new.copied for new in copies], targets)
