@@ -35,6 +35,7 @@ class CompiledStep:
         self._layers(decoder)
         self._linears((self._buffer("normed", decoder.embedding.shape[1]), decoder.head, self.logits))
         self._calls: dict[int, tuple] = {}
+        self._one = torch.ones(1, dtype=torch.int64)  # a Python number would be made a tensor at every step
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +49,7 @@ class CompiledStep:
             self._calls[count] = self._sample_arguments(count)
         arguments, steps, seen, tokens = self._calls[count]
         self._sample(*arguments)
-        steps += 1
+        steps.add_(self._one)
         if seen is not None:
             seen.scatter_(1, tokens, True)
 

@@ -42,10 +42,13 @@ class Scheduler:
         self._expected = Counter(request.prompt for request in self.waiting)
         # blocks with the keys and values of prompts that more requests wait for
         self._prompts: dict[tuple[int, ...], list[int]] = {}
+        # of prompts that nobody waits for any more, but whose last block is still to be copied
+        self._leaving: list[int] = []
 
     def admit(self) -> list[Admission]:
-        """Those that enter now."""
-        admitted = []
+        """Those that enter now. What they are to copy stays until the next call."""
+        self.allocator.release(self._leaving)
+        self._leaving, admitted = [], []
         while self.waiting and self.active < self.max_rows:
             admission = self._admit(self.waiting[0])
             if admission is None:
@@ -75,7 +78,7 @@ class Scheduler:
             copied = held[-1] if len(held) > len(whole) else None
             admission = Admission(request, blocks, False, copied)
             if not self._expected[request.prompt]:
-                self.allocator.release(self._prompts.pop(request.prompt))
+                self._leaving += self._prompts.pop(request.prompt)
             return admission
         if self._expected[request.prompt] and request.prefix:
             self._prompts[request.prompt] = blocks[: blocks_of(len(request.prefix))]
