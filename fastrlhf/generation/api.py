@@ -89,11 +89,18 @@ def generate(
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings need a tokenizer to read the completions with")
     ends = _end_tokens(model) if stop_token_ids is None else tuple(stop_token_ids)
-    most, seeds = (_of_each(name, given, len(token_lists)) for name, given in (("max_new_tokens", max_new_tokens), ("seed", seed)))
+    most, seeds = (
+        _of_each(name, given, len(token_lists))
+        for name, given in (("max_new_tokens", max_new_tokens), ("seed", seed))
+    )
     requests = []
     for number, prompt in enumerate(token_lists):
         of_prompt = Settings(
-            most[number], stop_token_ids=ends, stop_strings=tuple(stop_strings), seed=seeds[number], **settings
+            most[number],
+            stop_token_ids=ends,
+            stop_strings=tuple(stop_strings),
+            seed=seeds[number],
+            **settings,
         )
         for _ in range(num_samples):
             text = None if tokenizer is None else ResponseText(tokenizer, of_prompt.stop_strings)
@@ -108,7 +115,9 @@ def generate(
     return [_completion(request) for request in requests]
 
 
-def _in_evaluation_mode(model: nn.Module, requests: list[Request], options: dict[str, Any]) -> Iterator[Event]:
+def _in_evaluation_mode(
+    model: nn.Module, requests: list[Request], options: dict[str, Any]
+) -> Iterator[Event]:
     with evaluation_mode(model):
         yield from run(model, requests, **options)
 
@@ -118,7 +127,9 @@ def _completion(request: Request) -> Completion:
     return Completion(request.tokens, text, request.logprobs, request.entropy, request.finish_reason)
 
 
-def _token_lists(prompts: Prompts, tokenizer: Any, attention_mask: torch.Tensor | None) -> list[tuple[int, ...]]:
+def _token_lists(
+    prompts: Prompts, tokenizer: Any, attention_mask: torch.Tensor | None
+) -> list[tuple[int, ...]]:
     if isinstance(prompts, torch.Tensor):
         return _unpadded(prompts, attention_mask)
     if attention_mask is not None:
@@ -133,7 +144,9 @@ def _token_lists(prompts: Prompts, tokenizer: Any, attention_mask: torch.Tensor 
 
 def _unpadded(prompts: torch.Tensor, attention_mask: torch.Tensor | None) -> list[tuple[int, ...]]:
     if prompts.dim() != 2 or prompts.is_floating_point():
-        raise ValueError(f"prompts has shape {list(prompts.shape)} and {prompts.dtype}, expected token ids [B, P]")
+        raise ValueError(
+            f"prompts has shape {list(prompts.shape)} and {prompts.dtype}, expected token ids [B, P]"
+        )
     mask = torch.ones_like(prompts).bool() if attention_mask is None else attention_mask.bool()
     if mask.shape != prompts.shape:
         raise ValueError(

@@ -63,7 +63,9 @@ def generate(
     with host_waits("the prompts, which the host packs"):
         ids, mask = input_ids.tolist(), attention_mask.bool().tolist()
     requests = [
-        Request(row, tuple(token for token, real in zip(*pair, strict=True) if real), first_row_id + row, of_all)
+        Request(
+            row, tuple(token for token, real in zip(*pair, strict=True) if real), first_row_id + row, of_all
+        )
         for row, pair in enumerate(zip(ids, mask, strict=True))
     ]
     max_rows = len(requests) if batch_size is None else batch_size
@@ -78,7 +80,11 @@ def _padded(requests: list[Request], pad_token_id: int, device: torch.device) ->
     logprobs, entropy = torch.zeros(2, len(requests), width)
     for row, request in enumerate(requests):
         length = len(request.tokens)
-        for tensor, of_row in ((tokens, request.tokens), (logprobs, request.logprobs), (entropy, request.entropy)):
+        for tensor, of_row in (
+            (tokens, request.tokens),
+            (logprobs, request.logprobs),
+            (entropy, request.entropy),
+        ):
             tensor[row, :length] = torch.tensor(of_row, dtype=tensor.dtype)
     return Generation(*(tensor.to(device) for tensor in (tokens, logprobs, entropy)))
 
@@ -101,4 +107,6 @@ def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
     with host_waits("whether the prompts are padded on the left"):
         if not attention_mask[:, -1].all():
             row = int((~attention_mask[:, -1].bool()).nonzero()[0])
-            raise ValueError(f"row {row} of input_ids is empty or padded on the right; pad prompts on the left")
+            raise ValueError(
+                f"row {row} of input_ids is empty or padded on the right; pad prompts on the left"
+            )

@@ -11,10 +11,15 @@ def add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("generate", help="complete prompts with a language model")
     parser.add_argument("model", metavar="MODEL", help="a folder or a name on the Hugging Face hub")
     parser.add_argument(
-        "--prompt", action="append", default=[], help="may be given several times (default: the lines of stdin)"
+        "--prompt",
+        action="append",
+        default=[],
+        help="may be given several times (default: the lines of stdin)",
     )
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
-    parser.add_argument("--stream", action="store_true", help="print the text as it comes, a prompt after the other")
+    parser.add_argument(
+        "--stream", action="store_true", help="print the text as it comes, a prompt after the other"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--num-samples", type=int, default=1, help="completions of each prompt (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
@@ -22,7 +27,9 @@ def add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
     parser.add_argument("--min-p", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="a text that ends a completion")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a text that ends a completion"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="rows at a time (default: all)")
     parser.add_argument("--int8", action="store_true", help="compute with weights in 8 bits")

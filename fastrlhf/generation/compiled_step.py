@@ -43,7 +43,6 @@ class CompiledStep:
         return self.logits.nbytes + sum(buffer.nbytes for buffer in self._buffers.values())
 
     def __call__(self, count: int) -> None:
-        rows = self._rows
         self._program.run(count)
         if count not in self._calls:
             self._calls[count] = self._sample_arguments(count)
@@ -56,8 +55,18 @@ class CompiledStep:
     def _sample_arguments(self, count: int) -> tuple:
         """What the sampler takes of the first `count` rows, and the views that a step changes."""
         rows, settings = self._rows, self._rows.settings(count)
-        tensors = (self.logits, rows.row_ids, rows.seen, rows.banned, rows.tokens, rows.logprobs, rows.entropy)
-        strides = [0 if tensor is None else tensor.stride(0) for tensor in (self.logits, rows.seen, rows.banned)]
+        tensors = (
+            self.logits,
+            rows.row_ids,
+            rows.seen,
+            rows.banned,
+            rows.tokens,
+            rows.logprobs,
+            rows.entropy,
+        )
+        strides = [
+            0 if tensor is None else tensor.stride(0) for tensor in (self.logits, rows.seen, rows.banned)
+        ]
         arguments = (
             [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
             [count, self.logits.shape[1], *strides],
@@ -86,8 +95,10 @@ class CompiledStep:
 
     def _begin(self, decoder: Decoder, positions: int) -> None:
         angles = decoder.angles(torch.arange(positions)) or (None, None)
-        rotated = 0 if angles[0] is None else angles[0].shape[1]
-        self._angles = [self._buffer(name, rotated).data_ptr() for name in ("cos", "sin")] if rotated else None
+        self._rotated = rotated = 0 if angles[0] is None else angles[0].shape[1]
+        self._angles = (
+            [self._buffer(name, rotated).data_ptr() for name in ("cos", "sin")] if rotated else None
+        )
         rows = self._rows
         hidden = self._buffer("hidden", decoder.embedding.shape[1])
         of_rows = (rows.tokens, rows.lengths, rows.block_table, rows.slots)
@@ -133,14 +144,13 @@ class CompiledStep:
             self._linears(*((normed, projection, part) for projection, part in products))
         else:
             self._fused(attention, normed, parts)
-        query, key, value = parts
+        query, key, _ = parts
         for norm, part, count in ((attention.query_norm, query, heads), (attention.key_norm, key, key_heads)):
             if norm is not None:
                 self._norm(norm, part, part, each=count)
         addresses = [part.data_ptr() for part in parts]
         if self._angles:
-            rotated = self._buffers[next(name for name in self._buffers if name.startswith("cos"))].shape[1]
-            self._program.rope([*addresses[:2], *self._angles], [heads, key_heads, width, rotated])
+            self._program.rope([*addresses[:2], *self._angles], [heads, key_heads, width, self._rotated])
         keys, values = self._cache.keys[index], self._cache.values[index]
         rows = self._rows
         caches = [cache.data_ptr() for cache in (keys, values)]
@@ -149,7 +159,15 @@ class CompiledStep:
         self._program.decode_attention(
             [addresses[0], rows.block_table.data_ptr(), rows.lengths.data_ptr()],
             [[cache.data_ptr(), *cache.stride()[:3]] for cache in (keys, values)],
-            [self._count, heads, key_heads, width, *keys.shape[:2], rows.block_table.shape[1], attention.window or 0],
+            [
+                self._count,
+                heads,
+                key_heads,
+                width,
+                *keys.shape[:2],
+                rows.block_table.shape[1],
+                attention.window or 0,
+            ],
             attention.scale,
             0.0,
             output.data_ptr(),
@@ -166,7 +184,9 @@ class CompiledStep:
             start = number * (width if of_heads else part.shape[1])
             stride = 3 * width if of_heads else width
             self._program.copy_heads(
-                fused.data_ptr() + 4 * start, part.data_ptr(), [attention.heads, width, fused.shape[1], stride]
+                fused.data_ptr() + 4 * start,
+                part.data_ptr(),
+                [attention.heads, width, fused.shape[1], stride],
             )
 
     def _mlp(self, mlp: MLP, normed: torch.Tensor, added: torch.Tensor, *, adds: bool = False) -> None:
@@ -200,7 +220,9 @@ class CompiledStep:
         for call in second:  # one after the other: two adapters may add to the same y
             self._program.linears([call])
 
-    def _call(self, x, weight, bias, y, transposed: bool = False, adds: bool = False, factor: float = 1.0) -> tuple:
+    def _call(
+        self, x, weight, bias, y, transposed: bool = False, adds: bool = False, factor: float = 1.0
+    ) -> tuple:
         quantised = isinstance(weight, QuantizedWeight)
         addresses = [
             x.data_ptr(),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache
 from fastrlhf.generation.rows import Rows
 from fastrlhf.kernels import dispatch
 from fastrlhf.models.decoder import Decoder
-from fastrlhf.models.layers import embed, project, run_layers
+from fastrlhf.models.layers import embed, in_the_weights_dtype, project, run_layers
 
 
 class EagerStep:
@@ -23,6 +25,7 @@ class EagerStep:
         self._last_position = positions - 1
 
     @torch.no_grad()
+    @in_the_weights_dtype
     def __call__(self, count: int) -> None:
         rows, decoder = self._rows, self._decoder
         positions = rows.lengths[:count].long()
@@ -36,7 +39,9 @@ class EagerStep:
             self._cache.write(layer, slots, key, value)
             of = decoder.layers[layer].attention
             caches = self._cache.keys[layer], self._cache.values[layer]
-            return dispatch.call("decode_attention", query, *caches, table, lengths, of.scale, of.window, None)
+            return dispatch.call(
+                "decode_attention", query, *caches, table, lengths, of.scale, of.window, None
+            )
 
         angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
         hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
@@ -48,7 +53,19 @@ class EagerStep:
         rows = self._rows
         seen, banned = (None if tensor is None else tensor[:count] for tensor in (rows.seen, rows.banned))
         tokens, logprobs, entropy = dispatch.call(
-            "sample", logits, rows.row_ids[:count], 0, 0, 1.0, 0, 1.0, 0.0, 1.0, seen, banned, rows.settings(count)
+            "sample",
+            logits,
+            rows.row_ids[:count],
+            0,
+            0,
+            1.0,
+            0,
+            1.0,
+            0.0,
+            1.0,
+            seen,
+            banned,
+            rows.settings(count),
         )
         for kept, new in ((rows.tokens, tokens), (rows.logprobs, logprobs), (rows.entropy, entropy)):
             kept[:count] = new
@@ -57,31 +74,46 @@ class EagerStep:
             seen.scatter_(1, tokens[:, None], True)
 
 
+Replay = Callable[[], None]
+
+
 class GraphedStep:
     """An `EagerStep` as one CUDA graph for each of a few numbers of rows; rows that are not there write nowhere.
 
     What a graph reads and writes are the tensors of `rows` and of the cache, which stay in place; `Rows.clear` has
     made the rows after the last harmless.
+
+    Args:
+        capture: records a function without running it, and gives what runs it.
     """
 
-    def __init__(self, step: EagerStep, max_rows: int):
+    def __init__(self, step: EagerStep, max_rows: int, capture: Callable[[Replay], Replay] | None = None):
         self._step = step
         self._max_rows = max_rows
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = None
+        self._capture = capture or CUDAGraphs()
+        self._replays: dict[int, Replay] = {}
 
     def __call__(self, count: int) -> None:
         bucket = bucket_of(count, self._max_rows)
-        if bucket not in self._graphs:
-            self._graphs[bucket] = self._capture(bucket)
-        self._graphs[bucket].replay()
+        if bucket in self._replays:
+            self._replays[bucket]()
+            return
+        # for real: kernels are compiled and prove themselves at their first use, which must not be recorded
+        self._step(bucket)
+        self._replays[bucket] = self._capture(lambda: self._step(bucket))
 
-    def _capture(self, bucket: int) -> torch.cuda.CUDAGraph:
+
+class CUDAGraphs:
+    """Captures functions as CUDA graphs that share their memory, since never two of them run at a time."""
+
+    def __init__(self):
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Replay) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            self._step(bucket)
-        self._pool = graph.pool()
-        return graph
+            function()
+        return graph.replay
 
 
 def bucket_of(count: int, max_rows: int) -> int:

@@ -76,7 +76,19 @@ def _left_padded(requests: list[Request], device: torch.device) -> tuple[torch.T
 def _sample(logits: torch.Tensor, rows: Rows, count: int) -> list[list]:
     seen, banned = (None if tensor is None else tensor[:count] for tensor in (rows.seen, rows.banned))
     drawn = dispatch.call(
-        "sample", logits, rows.row_ids[:count], 0, 0, 1.0, 0, 1.0, 0.0, 1.0, seen, banned, rows.settings(count)
+        "sample",
+        logits,
+        rows.row_ids[:count],
+        0,
+        0,
+        1.0,
+        0,
+        1.0,
+        0.0,
+        1.0,
+        seen,
+        banned,
+        rows.settings(count),
     )
     rows.tokens[:count] = drawn[0]
     rows.steps[:count] += 1

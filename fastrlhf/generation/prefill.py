@@ -10,6 +10,7 @@ from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache
 from fastrlhf.models.decoder import Decoder
 from fastrlhf.models.layers import (
     embed,
+    in_the_weights_dtype,
     packed_attention,
     project,
     project_rows,
@@ -26,6 +27,7 @@ PACK = 2048
 
 
 @torch.no_grad()
+@in_the_weights_dtype
 def prefill(decoder: Decoder, cache: PagedCache, prompts: list[Prompt]) -> None:
     """Write the keys and values of prompts into their blocks.
 

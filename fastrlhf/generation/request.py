@@ -62,7 +62,9 @@ class Request:
         elif len(self.tokens) == settings.max_new_tokens:
             self.finish_reason = "length"
         finished = self.finish_reason is not None
-        return Event(self.index, token, None if self.text is None else self.text.piece(last=finished), finished)
+        return Event(
+            self.index, token, None if self.text is None else self.text.piece(last=finished), finished
+        )
 
 
 class Event(NamedTuple):

@@ -32,7 +32,9 @@ class Rows:
         self.lengths = zeros(dtype=torch.int32)
         self.block_table = zeros(max_blocks, dtype=torch.int32).fill_(SPARE_BLOCK)
         self.row_ids, self.seeds, self.steps, self.top_k = (zeros() for _ in range(4))
-        self.temperature, self.top_p, self.min_p, self.penalty = (zeros(dtype=torch.float32) for _ in range(4))
+        self.temperature, self.top_p, self.min_p, self.penalty = (
+            zeros(dtype=torch.float32) for _ in range(4)
+        )
         self.logprobs, self.entropy = (zeros(dtype=torch.float32) for _ in range(2))
         settings = [request.settings for request in requests]
         penalised = any(each.repetition_penalty != 1 for each in settings)
@@ -42,7 +44,15 @@ class Rows:
 
     def _of_row(self) -> list[torch.Tensor]:
         """The tensors that a row is made of."""
-        tensors = (self.tokens, self.lengths, self.block_table, self.row_ids, self.seeds, self.steps, self.top_k)
+        tensors = (
+            self.tokens,
+            self.lengths,
+            self.block_table,
+            self.row_ids,
+            self.seeds,
+            self.steps,
+            self.top_k,
+        )
         tensors += (self.temperature, self.top_p, self.min_p, self.penalty)
         return [*tensors, *(tensor for tensor in (self.seen, self.banned) if tensor is not None)]
 

@@ -92,7 +92,7 @@ def _check_requests(model: nn.Module, requests: list[Request]) -> None:
                 f"prompt {request.index} has {length} tokens, which with max_new_tokens={most} is more than the "
                 f"{longest} of the model's context"
             )
-        if not (0 <= min(request.prompt) and max(request.prompt) < rows):
+        if min(request.prompt) < 0 or max(request.prompt) >= rows:
             raise ValueError(
                 f"prompt {request.index} holds token {min(request.prompt)} or {max(request.prompt)}, expected "
                 f"tokens in [0, {rows}) (rows of the embedding)"

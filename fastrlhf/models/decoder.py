@@ -122,7 +122,12 @@ class Decoder(NamedTuple):
         """Every weight, adapters among them; of a quantised one its codes."""
         norms = [self.final_norm]
         for layer in self.layers:
-            of_layer = (layer.attention_norm, layer.mlp_norm, layer.attention.query_norm, layer.attention.key_norm)
+            of_layer = (
+                layer.attention_norm,
+                layer.mlp_norm,
+                layer.attention.query_norm,
+                layer.attention.key_norm,
+            )
             norms += [norm for norm in of_layer if norm is not None]
         yield self.embedding
         for weight, bias, *_ in norms:
@@ -193,7 +198,9 @@ def _adapted(module: nn.Module) -> Projection:
         return base
     active = [name for name in module.active_adapters if name in module.lora_A]
     if variant := [name for name in active if name in module.lora_variant]:
-        raise CannotDescribe(f"the adapter {variant[0]!r} is a variant of LoRA ({_variant(module, variant[0])})")
+        raise CannotDescribe(
+            f"the adapter {variant[0]!r} is a variant of LoRA ({_variant(module, variant[0])})"
+        )
     return base._replace(adapters=tuple(_adapter(module, name) for name in active))
 
 
@@ -220,7 +227,13 @@ def activation(act_fn: nn.Module) -> str:
     raise CannotDescribe(f"its activation is {type(act_fn).__name__}")
 
 
+# Hooks of transformers and PEFT that change no number: for gradient checkpointing, and for those who ask for hidden
+# states.
+_HARMLESS_HOOKS = ("make_inputs_require_grad", "make_inputs_require_grads", "output_capturing_hook")
+
+
 def check_plain(module: nn.Module) -> None:
     """Raise CannotDescribe where a hook would not run, since the module's forward does not."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if any(getattr(hook, "__name__", "") not in _HARMLESS_HOOKS for hook in hooks):
         raise CannotDescribe(f"a {type(module).__name__} has forward hooks, which want its own forward")

@@ -5,7 +5,9 @@ These are the operations' launchers without their registered operations: for for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 
@@ -17,6 +19,19 @@ from fastrlhf.models.decoder import MLP, Attention, Decoder, Layer, Norm, Projec
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Product = Callable[[torch.Tensor, Projection], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+def in_the_weights_dtype(function):
+    """`function` without autocast, under which some products would come out in another dtype than the weights'."""
+
+    @functools.wraps(function)
+    def plain(*args, **options):
+        with ExitStack() as without:
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                without.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **options)
+
+    return plain
 
 
 def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
@@ -88,7 +103,11 @@ def run_layers(
     """
     normed = normalise(decoder.layers[0].attention_norm, hidden)
     for index, layer in enumerate(decoder.layers):
-        after = decoder.final_norm if index + 1 == len(decoder.layers) else decoder.layers[index + 1].attention_norm
+        after = (
+            decoder.final_norm
+            if index + 1 == len(decoder.layers)
+            else decoder.layers[index + 1].attention_norm
+        )
         added, hidden = _run_layer(index, layer, normed, hidden, angles, attend, product)
         watch(index, added)
         normed, hidden = add_and_normalise(after, added, hidden)
@@ -97,7 +116,9 @@ def run_layers(
 
 def _run_layer(index: int, layer: Layer, normed, hidden, angles, attend, product):
     """What the layer adds last, and the hidden states to add it to."""
-    attended = product(_attention(index, layer.attention, normed, angles, attend, product), layer.attention.output)
+    attended = product(
+        _attention(index, layer.attention, normed, angles, attend, product), layer.attention.output
+    )
     if layer.parallel:
         return attended + _mlp(layer.mlp, normalise(layer.mlp_norm, hidden), product), hidden
     normed, hidden = add_and_normalise(layer.mlp_norm, attended, hidden)
@@ -121,7 +142,9 @@ def split_heads(attention: Attention, projected: list[torch.Tensor]) -> list[tor
     if attention.fused == "chunks":
         projected = projected[0].chunk(3, dim=1)
     counts = (attention.heads, attention.key_heads, attention.key_heads)
-    return [part.unflatten(1, (count, attention.width)) for part, count in zip(projected, counts, strict=True)]
+    return [
+        part.unflatten(1, (count, attention.width)) for part, count in zip(projected, counts, strict=True)
+    ]
 
 
 def _mlp(mlp: MLP, normed: torch.Tensor, product: Product) -> torch.Tensor:
@@ -135,7 +158,9 @@ def normalise(norm: Norm, hidden: torch.Tensor) -> torch.Tensor:
     return _norm(norm, hidden, None)[0]
 
 
-def add_and_normalise(norm: Norm, added: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def add_and_normalise(
+    norm: Norm, added: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of `added + hidden`, and that sum."""
     return _norm(norm, added, hidden)[:2]
 
@@ -156,6 +181,7 @@ def packed_attention(decoder: Decoder, cu_seqlens: torch.Tensor, longest: int) -
     return attend
 
 
+@in_the_weights_dtype
 def run_packed(decoder: Decoder, tokens: torch.Tensor, watch=lambda index, hidden: None) -> torch.Tensor:
     """Logits `[T, V]` of one sequence `[T]`."""
     positions = torch.arange(len(tokens), device=tokens.device)

@@ -85,7 +85,9 @@ def test_a_cache_that_does_not_fit_splits_the_batch(alone, largest):
 
 def test_a_request_that_never_fits_is_an_error_that_names_the_sizes():
     budget = 3 * paged.block_bytes(2, 2, 4, torch.float32)
-    with pytest.raises(ValueError, match=r"cache_bytes is 6144, but a sequence of 47 tokens .* takes 8192 bytes"):
+    with pytest.raises(
+        ValueError, match=r"cache_bytes is 6144, but a sequence of 47 tokens .* takes 8192 bytes"
+    ):
         finished(requests(), cache_bytes=budget)
 
 

@@ -25,7 +25,9 @@ def folder(tmp_path_factory):
 
 def expected(prompts, **options):
     options = {"temperature": 0.8, "max_new_tokens": 6, **options}
-    return [each.text for each in fastrlhf.generate(toy_model(), prompts, tokenizer=toy_tokenizer(), **options)]
+    return [
+        each.text for each in fastrlhf.generate(toy_model(), prompts, tokenizer=toy_tokenizer(), **options)
+    ]
 
 
 def test_a_prompt(folder, capsys):
@@ -46,7 +48,9 @@ def test_lines_of_stdin_and_samples(folder, capsys, monkeypatch):
     assert main(["generate", folder, "--max-new-tokens", "6", "--num-samples", "2", "--batch-size", "3"]) == 0
     texts = expected(["w1 w2", "w3"], num_samples=2)
     heads = ["w1 w2", "w1 w2", "w3", "w3"]
-    assert capsys.readouterr().out == "".join(f"== {head}\n{text}\n" for head, text in zip(heads, texts, strict=True))
+    assert capsys.readouterr().out == "".join(
+        f"== {head}\n{text}\n" for head, text in zip(heads, texts, strict=True)
+    )
 
 
 def test_a_chat_and_other_options(folder, capsys):

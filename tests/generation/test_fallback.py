@@ -45,13 +45,20 @@ def completions(model, **options):
 )
 def test_as_on_our_kernels(shape, options):
     expected = completions(toy_model(shape), **options)
-    with pytest.warns(UserWarning, match="generates with its own forward, which is slower: .* has forward hooks"):
+    with pytest.warns(
+        UserWarning, match="generates with its own forward, which is slower: .* has forward hooks"
+    ):
         assert completions(hooked(shape), batch_size=2, **options) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.*generates with its own forward")
 def test_stop_strings_and_streams():
-    options = {"tokenizer": toy_tokenizer(), "max_new_tokens": 8, "stop_strings": ["w2"], "stop_token_ids": ()}
+    options = {
+        "tokenizer": toy_tokenizer(),
+        "max_new_tokens": 3,
+        "stop_strings": ["w15"],
+        "stop_token_ids": (),
+    }
     expected = fastrlhf.generate(toy_model(), PROMPTS, **options)
     assert {each.finish_reason for each in expected} == {"stop", "length"}
     found = fastrlhf.generate(hooked(), PROMPTS, **options)
@@ -62,7 +69,12 @@ def test_stop_strings_and_streams():
 
 def test_a_family_that_is_not_known_says_so_once():
     config = OPTConfig(
-        vocab_size=61, hidden_size=48, ffn_dim=80, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=48
+        vocab_size=61,
+        hidden_size=48,
+        ffn_dim=80,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        word_embed_proj_dim=48,
     )
     model = model_of(config)
     with pytest.warns(UserWarning, match="OPTForCausalLM generates with its own forward.*'opt' is not known"):
@@ -71,7 +83,9 @@ def test_a_family_that_is_not_known_says_so_once():
         warnings.simplefilter("error")
         completions(model)
     for prompt, tokens in zip(PROMPTS, found, strict=True):
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None
+        )
         assert tokens == expected[0, len(prompt) :].tolist()
 
 

@@ -168,6 +168,16 @@ def test_training_weights_are_shared_and_followed():
     assert torch.equal(after, of_transformers(model)) and not torch.equal(after, before)
 
 
+def test_gradient_checkpointing_and_recorded_hidden_states_change_nothing():
+    """Both put hooks on modules, which stay there."""
+    model = spread(model_of(CONFIGS["llama"]))
+    expected = greedy(model).tokens
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)
+    assert torch.equal(greedy(model.eval()).tokens, expected)
+
+
 def refused(change=lambda model: None, family="llama"):
     model = model_of(CONFIGS[family])
     change(model)
@@ -215,7 +225,12 @@ def test_rope_that_changes_with_the_length_is_left_to_the_model():
     found = generate(*[model, *prompts()], max_new_tokens=8, pad_token_id=PAD, temperature=0.0)
     ids, mask = prompts()
     expected = copy.deepcopy(model).generate(
-        input_ids=ids, attention_mask=mask.long(), max_new_tokens=8, do_sample=False, pad_token_id=PAD, eos_token_id=None
+        input_ids=ids,
+        attention_mask=mask.long(),
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=PAD,
+        eos_token_id=None,
     )
     assert torch.equal(found.tokens, expected[:, ids.shape[1] :])
 

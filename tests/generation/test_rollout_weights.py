@@ -32,7 +32,9 @@ def test_int8_is_the_model_of_the_rounded_weights(family, backend):
     ids, mask = prompts()
     options = {"max_new_tokens": 6, "pad_token_id": PAD, "temperature": 0.0}
     model = model_of(CONFIGS[family])
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # untied: the head alone is rounded
+    model.lm_head.weight = torch.nn.Parameter(
+        model.lm_head.weight.clone()
+    )  # untied: the head alone is rounded
     exact = generate(model, ids, mask, **options)
     with using(backend):
         found = generate(model, ids, mask, weights="int8", **options)

@@ -68,7 +68,9 @@ def test_nothing_is_copied_where_the_prefix_ends_with_its_block():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=12),
+    lengths=st.lists(
+        st.tuples(st.integers(1, 50), st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=12
+    ),
     blocks=st.integers(6, 20),
     max_rows=st.integers(1, 4),
     order=st.randoms(use_true_random=False),

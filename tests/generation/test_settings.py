@@ -29,7 +29,9 @@ def test_prompts_as_texts_lists_and_tensors():
     padded = torch.tensor([[1, 2, 3], [PAD, 4, PAD], [PAD, 5, 6]])
     assert tokens(padded, attention_mask=padded != PAD) == expected
     assert tokens(torch.tensor([[1, 2, 3]])) == expected[:1]
-    (one,) = fastrlhf.generate(toy_model(), "w1 w2 w3", tokenizer=tokenizer, max_new_tokens=8, stop_token_ids=())
+    (one,) = fastrlhf.generate(
+        toy_model(), "w1 w2 w3", tokenizer=tokenizer, max_new_tokens=8, stop_token_ids=()
+    )
     assert one.tokens == expected[0] and one.finish_reason == "length"
     assert len(one.logprobs) == len(one.entropy) == 8 and max(one.logprobs) < 0 < min(one.entropy)
 
@@ -76,9 +78,16 @@ def test_filters_and_penalties_are_those_of_the_operation(backend):
 
 def test_repetition_penalty_is_that_of_transformers():
     model = toy_model()
-    for prompt, found in zip(PROMPTS, tokens(model=model, temperature=0.0, repetition_penalty=1.5), strict=True):
+    for prompt, found in zip(
+        PROMPTS, tokens(model=model, temperature=0.0, repetition_penalty=1.5), strict=True
+    ):
         expected = model.generate(
-            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, repetition_penalty=1.5, eos_token_id=None, pad_token_id=PAD
+            torch.tensor([prompt]),
+            max_new_tokens=8,
+            do_sample=False,
+            repetition_penalty=1.5,
+            eos_token_id=None,
+            pad_token_id=PAD,
         )
         assert found == expected[0, len(prompt) :].tolist()
 
@@ -171,7 +180,10 @@ def test_settings_that_cannot_be_meant(options, message):
         ([[1], []], "prompt 1 is empty"),
         (["w1"], "prompts are texts, which need a tokenizer"),
         ([[1], [2] * 41], "prompt 1 has 41 tokens, which with max_new_tokens=8 is more than the 48"),
-        ([[1, VOCABULARY]], rf"prompt 0 holds token 1 or {VOCABULARY}, expected tokens in \[0, {VOCABULARY}\)"),
+        (
+            [[1, VOCABULARY]],
+            rf"prompt 0 holds token 1 or {VOCABULARY}, expected tokens in \[0, {VOCABULARY}\)",
+        ),
         ([[-1, 2]], "prompt 0 holds token -1 or 2"),
         (torch.ones(2), r"prompts has shape \[2\]"),
         (torch.ones(2, 2).long(), None),

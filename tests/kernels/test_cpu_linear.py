@@ -7,8 +7,10 @@ import torch
 
 from fastrlhf import kernels
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.linear import thin_linear
 from tests.kernels.test_linear import SHAPES, assert_right
 from tests.support.layers import layer
+from tests.support.precision import assert_as_good_as
 
 pytestmark = pytest.mark.skipif(
     native.missing("_cpu") is not None, reason=f"fastrlhf._cpu: {native.missing('_cpu')}"
@@ -58,6 +60,33 @@ def test_the_number_of_threads_changes_no_bit(vectors, threads, base):
         threads(count)
         results.append(kernels.linear(x, weight, bias))
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_more_rows_than_a_thin_batch_have_the_same_bits(vectors):
+    x, weight, bias = layer((100, 75, 139), "float32")
+    whole = thin_linear(x, weight, bias)
+    for rows in (1, 31, 33, 64, 99):
+        assert torch.equal(thin_linear(x[-rows:], weight, bias), whole[-rows:]), rows
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_transposed_weight(portable):
+    """As GPT-2's layers hold theirs: the error is at most twice PyTorch's, and a row's bits are its own."""
+    native.module("_cpu").force_portable(portable)
+    try:
+        for rows, out, width in [*SHAPES, (33, 67, 129)]:
+            x, weight, bias = layer((rows, out, width), "float32")
+            held = weight.T.contiguous()
+            found = thin_linear(x, held, bias, transposed=True)
+            plain, exact = (
+                torch.nn.functional.linear(*(part.to(to) for part in (x, weight, bias)))
+                for to in (torch.float32, torch.float64)
+            )
+            assert_as_good_as(found, plain, exact)
+            for count in range(1, min(rows, 6)):
+                assert torch.equal(thin_linear(x[-count:], held, bias, transposed=True), found[-count:])
+    finally:
+        native.module("_cpu").force_portable(False)
 
 
 def test_nothing_is_written_beyond_the_output(vectors):

@@ -50,5 +50,8 @@ def _layer(layer: nn.Module, norm) -> Layer:
             norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
         ),
         norm(layer.post_attention_layernorm),
-        MLP(*map(decoder.projection, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)), decoder.activation(mlp.act_fn)),
+        MLP(
+            *map(decoder.projection, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+            decoder.activation(mlp.act_fn),
+        ),
     )
