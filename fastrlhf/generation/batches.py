@@ -59,6 +59,8 @@ def generate(
         FloatingPointError: a row's logits are NaN; the message names the row, the step and the layer.
     """
     _check(input_ids, attention_mask)
+    if settings.get("stop_strings"):
+        raise ValueError("stop_strings need a tokenizer to read the responses with: use fastrlhf.generate")
     of_all = Settings(max_new_tokens, stop_token_ids=tuple(stop_token_ids), **settings)
     with host_waits("the prompts, which the host packs"):
         ids, mask = input_ids.tolist(), attention_mask.bool().tolist()

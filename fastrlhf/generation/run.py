@@ -48,6 +48,8 @@ def run(
         raise ValueError(f"max_rows is {max_rows}, expected at least 1")
     _check_requests(model, requests)
     decoder = describe_or_say(model, max(request.positions for request in requests))
+    if decoder is None and weights is not None:
+        raise ValueError(f"weights is {weights!r}, which the model's own forward cannot compute with")
     if decoder is None:
         yield from run_fallback(base_model(model), requests, max_rows=max_rows)
         return

@@ -37,5 +37,7 @@ class Settings:
             raise ValueError(f"top_p is {self.top_p}, expected a number in (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}, expected a number in [0, 1]")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed is {self.seed}, expected less than 2**64")
         if any(not text for text in self.stop_strings):
             raise ValueError("stop_strings has an empty string, which every text contains")

@@ -98,3 +98,9 @@ def test_rows_that_end_leave_the_batch():
     found = completions(model, stop_token_ids=range(0, EOS, 2))
     lengths = [len(each) for each in found]
     assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+@pytest.mark.filterwarnings("ignore:.*generates with its own forward")
+def test_int8_is_refused():
+    with pytest.raises(ValueError, match="weights is 'int8', which the model's own forward cannot"):
+        completions(hooked(), weights="int8")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastrlhf
+from fastrlhf.generation.batches import generate
 from fastrlhf.generation.text import ResponseText
 from fastrlhf.kernels import using
 from tests.support.toy import EOS, PAD, VOCABULARY, toy_model, toy_tokenizer
@@ -164,6 +165,7 @@ BAD = [
     ({"stop_strings": [""], "tokenizer": toy_tokenizer()}, "stop_strings has an empty string"),
     ({"attention_mask": torch.ones(1)}, "attention_mask is given"),
     ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**64}, "seed is 18446744073709551616, expected less than"),
 ]
 
 
@@ -197,6 +199,13 @@ def test_prompts_that_cannot_be_meant(prompts, message):
         return
     with pytest.raises(ValueError, match=message):
         tokens(prompts)
+
+
+def test_the_largest_seed_and_a_padded_batch_with_stop_strings():
+    assert tokens(seed=2**64 - 1) != tokens(seed=2**63)
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="use fastrlhf.generate"):
+        generate(toy_model(), ids, ids > 0, max_new_tokens=2, pad_token_id=PAD, stop_strings=("x",))
 
 
 def test_a_prompt_that_just_fits():
