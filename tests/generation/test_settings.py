@@ -204,7 +204,7 @@ def test_prompts_that_cannot_be_meant(prompts, message):
 def test_the_largest_seed_and_a_padded_batch_with_stop_strings():
     assert tokens(seed=2**64 - 1) != tokens(seed=2**63)
     ids = torch.tensor([[1, 2]])
-    with pytest.raises(ValueError, match="use fastrlhf.generate"):
+    with pytest.raises(ValueError, match=r"use fastrlhf\.generate"):
         generate(toy_model(), ids, ids > 0, max_new_tokens=2, pad_token_id=PAD, stop_strings=("x",))
 
 
