@@ -30,7 +30,6 @@ class EagerStep:
         rows, decoder = self._rows, self._decoder
         positions = rows.lengths[:count].long()
         table = rows.block_table[:count]
-        # a row that has ended may go on until the host sees it, at most over its own last position
         block = table.gather(1, (positions // BLOCK_SIZE)[:, None])[:, 0].long()
         slots = block * BLOCK_SIZE + positions % BLOCK_SIZE
         lengths = rows.lengths[:count] + 1
@@ -47,6 +46,7 @@ class EagerStep:
         hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
         logits = project(hidden, decoder.head)
         self._sample(logits, count)
+        # a row that only fills a graph's batch up would grow without end
         rows.lengths[:count] = lengths.clamp(max=self._last_position)
 
     def _sample(self, logits: torch.Tensor, count: int) -> None:

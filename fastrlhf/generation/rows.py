@@ -74,7 +74,6 @@ class Rows:
         for name, number in numbers.items():
             getattr(self, name)[row] = number
         table = self.block_table[row]
-        table.fill_(SPARE_BLOCK)
         table[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device=table.device)
         if self.seen is not None:
             self.seen[row] = False

@@ -8,6 +8,7 @@ import torch
 from fastrlhf.device import simulated
 from fastrlhf.generation import engine as engines
 from fastrlhf.generation.batches import generate
+from fastrlhf.generation.cache import block_bytes
 from fastrlhf.generation.eager_step import EagerStep, GraphedStep, bucket_of
 from fastrlhf.generation.engine import Engine
 from fastrlhf.kernels import using
@@ -51,23 +52,39 @@ def test_a_step_makes_no_host_wait(device):
             engine._step(4)
 
 
-def test_graphs_for_a_few_numbers_of_rows(monkeypatch):
-    """Rows that fill a graph up write into the spare block, and change nobody's tokens."""
+@pytest.mark.parametrize("blocks", [6, 8, 10, 30])
+def test_graphs_for_a_few_numbers_of_rows(monkeypatch, blocks):
+    """Rows that fill a graph up write into the spare block, and change nobody's tokens, also where a small cache keeps
+    requests waiting and a row's blocks are soon another's."""
     captured = []
 
     def capture(function):
         captured.append(function)
         return function
 
+    budget = blocks * block_bytes(2, 2, 4, torch.float32)
     with using("reference"):
         given, expected = requests(), requests()
         for _ in Engine(describe(toy_model()), expected, max_rows=9).run():
             pass
         monkeypatch.setattr(engines, "EagerStep", lambda *args: GraphedStep(EagerStep(*args), 9, capture))
-        for _ in Engine(describe(toy_model()), given, max_rows=9).run():
+        for _ in Engine(describe(toy_model()), given, max_rows=9, cache_bytes=budget).run():
             pass
     assert [each.tokens for each in given] == [each.tokens for each in expected]
     assert 1 < len(captured) <= 5
+
+
+def test_rows_that_fill_a_graph_up_leave_the_blocks_of_others_alone():
+    """Also after more steps than there are positions."""
+    with using("reference"):
+        engine = Engine(describe(toy_model()), requests(), max_rows=4)
+        engine._admit()
+        left = engine._active[1][1]
+        engine._leave(1)
+        before = engine.cache.keys[:, left].clone()
+        for _ in range(60):
+            engine._step(4)
+    assert torch.equal(engine.cache.keys[:, left], before)
 
 
 def test_buckets():
