@@ -79,8 +79,8 @@ def test_rows_that_fill_a_graph_up_leave_the_blocks_of_others_alone():
     with using("reference"):
         engine = Engine(describe(toy_model()), requests(), max_rows=4)
         engine._admit()
-        left = engine._active[1][1]
-        engine._leave(1)
+        left = engine._active[3][1]
+        engine._leave(3)
         before = engine.cache.keys[:, left].clone()
         for _ in range(60):
             engine._step(4)
