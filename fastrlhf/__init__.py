@@ -6,12 +6,13 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate"]
 
 _HOMES = {
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
     "accelerate": "fastrlhf.models.accelerate",
+    "generate": "fastrlhf.generation.api",
 }
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from fastrlhf.bench.command import add_bench
 from fastrlhf.demo.command import add_demo
 from fastrlhf.doctor import add_doctor
+from fastrlhf.generation.command import add_generate
 from fastrlhf.version import __version__
 
-SUBCOMMANDS = (add_demo, add_doctor, add_bench)
+SUBCOMMANDS = (add_demo, add_generate, add_doctor, add_bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ CPU_SOURCES = (
     "cpu/attention.cpp",
     "cpu/attention_backward.cpp",
     "cpu/decode_attention.cpp",
+    "cpu/decode_program.cpp",
     "cpu/gae.cpp",
     "cpu/glu.cpp",
     "cpu/group_advantages.cpp",

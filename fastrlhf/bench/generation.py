@@ -93,15 +93,9 @@ def converted(model: str, engine: Path, *, threads: int) -> Path:
     return folder
 
 
-def contenders_of(precision: str, engine: Path | None, *, ours: bool) -> list[str]:
-    """Who takes part: transformers has no int8 weights on a CPU of its own.
-
-    Args:
-        engine: the folder of CTranslate2, or None without.
-        ours: whether our generator has the precision.
-    """
-    names = ["ours"] if ours else []
-    names += ["transformers"] if precision == "float32" else []
+def contenders_of(precision: str, engine: Path | None) -> list[str]:
+    """Who takes part: transformers has no int8 weights on a CPU of its own, and CTranslate2 needs its folder."""
+    names = ["ours", "transformers"] if precision == "float32" else ["ours"]
     return names + (["ctranslate2"] if engine is not None else [])
 
 

@@ -166,17 +166,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _generations(arguments: argparse.Namespace, engine: Path | None) -> int:
     from fastrlhf.bench import generation as bench
-    from fastrlhf.bench.side_generate import has_precision
 
     model, threads = arguments.model, arguments.threads
     folder = None if engine is None else bench.converted(model, engine, threads=threads)
     rows = []
     for precision in arguments.precision:
-        ours = has_precision(precision)
-        if not ours:
-            print(f"our generator has no {precision} weights: the others run without it")
-        if not (contenders := bench.contenders_of(precision, engine, ours=ours)):
-            continue
+        contenders = bench.contenders_of(precision, engine)
         for batch in arguments.batch:
             rounds = bench.time_rounds(
                 model,
@@ -193,8 +188,6 @@ def _generations(arguments: argparse.Namespace, engine: Path | None) -> int:
             rows += bench.summarise(
                 model, precision, batch, rounds, temperature=arguments.temperature, threads=threads
             )
-    if not rows:
-        raise SystemExit("fastrlhf bench: nobody takes part")
     return _report(bench, rows, ("model", "precision", "batch"), arguments, "generate")
 
 

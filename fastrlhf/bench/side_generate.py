@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import fastrlhf
 from fastrlhf.bench import models
 from fastrlhf.bench.sides import serve
-from fastrlhf.generation.engine import generate_in_batches
+from fastrlhf.generation import batches
 
 Generate = Callable[[list[list[int]], int], int]
 
@@ -41,31 +40,22 @@ def ours(job: dict[str, Any]) -> tuple[Generate, Any]:
     """The generator of our trainer."""
     model, tokenizer = models.policy_and_tokenizer(job["model"], ending=False)
     fastrlhf.accelerate(model)
-    options = {"temperature": job["temperature"], **our_weights(job["precision"])}
+    weights = None if job["precision"] == "float32" else job["precision"]
 
     def generate(prompts: list[list[int]], length: int) -> int:
         ids = torch.tensor(prompts)
-        return generate_in_batches(
+        return batches.generate(
             model,
             ids,
             torch.ones_like(ids, dtype=torch.bool),
             batch_size=len(prompts),
             max_new_tokens=length,
             pad_token_id=models.PAD,
-            **options,
+            temperature=job["temperature"],
+            weights=weights,
         ).tokens.numel()
 
     return generate, tokenizer
-
-
-def our_weights(precision: str) -> dict[str, str]:
-    """The generator's arguments for a precision."""
-    return {} if precision == "float32" else {"weights": precision}
-
-
-def has_precision(precision: str) -> bool:
-    """Whether our generator takes weights of this precision."""
-    return our_weights(precision).keys() <= inspect.signature(generate_in_batches).parameters.keys()
 
 
 def transformers(job: dict[str, Any]) -> tuple[Generate, Any]:

@@ -5,6 +5,7 @@
 #include "cpu/adamw_binding.h"
 #include "cpu/attention_binding.h"
 #include "cpu/decode_attention_binding.h"
+#include "cpu/decode_program_binding.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_binding.h"
 #include "cpu/quantize_binding.h"
@@ -67,6 +68,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_adamw(module);
   bind_attention(module);
   bind_decode_attention(module);
+  bind_decode_program(module);
   bind_linear(module);
   bind_quantize(module);
   bind_linear_logprob(module);

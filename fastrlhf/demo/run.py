@@ -25,7 +25,7 @@ from fastrlhf.demo.prompts import review_prompts
 from fastrlhf.demo.quiet import quiet_loading
 from fastrlhf.demo.reward import vader_reward
 from fastrlhf.demo.settings import Settings
-from fastrlhf.generation.engine import generate
+from fastrlhf.generation.batches import generate
 from fastrlhf.memory.resident import peak_resident_mb
 from fastrlhf.ppo import PPOConfig, PPOTrainer
 from fastrlhf.ppo.rollout import Rollout

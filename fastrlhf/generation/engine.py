@@ -1,146 +1,173 @@
-"""A batched generator: one prefill, then a token a step for the rows that have not ended."""
+"""The generator: rows of a described model that come and go, a step at a time for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
-from torch import nn
-from transformers import DynamicCache
 
-from fastrlhf.kernels import sample
-from fastrlhf.models.backbone import base_model, position_ids
+from fastrlhf.device.observe import host_waits
+from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache, block_bytes, blocks_of
+from fastrlhf.generation.compiled_step import CompiledStep
+from fastrlhf.generation.eager_step import EagerStep, GraphedStep
+from fastrlhf.generation.prefill import prefill
+from fastrlhf.generation.request import Event, Request, not_a_number
+from fastrlhf.generation.rows import Rows
+from fastrlhf.generation.scheduler import Scheduler
+from fastrlhf.models.decoder import Decoder
+from fastrlhf.models.layers import rows_are_native, run_packed
+
+# How many steps a GPU makes before the host looks which rows have ended; their tokens after that are thrown away.
+STEPS_BETWEEN_LOOKS = 8
 
 
-class Generation(NamedTuple):
-    """tokens `[B, R]` (R is the longest response's length; `pad_token_id` after a row's end), logprobs `[B, R]` (of
-    the sampled tokens, under the tempered distribution, float32; zero after the end)."""
-
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-
-
-@torch.no_grad()
-def generate(
-    model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    *,
-    max_new_tokens: int,
-    pad_token_id: int,
-    stop_token_ids: Sequence[int] = (),
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    first_row_id: int = 0,
-) -> Generation:
-    """Sample one response for each prompt.
+class Engine:
+    """Generates for `requests`, at most `max_rows` at a time.
 
     Args:
-        model: a Hugging Face causal language model, or a PEFT model around one.
-        input_ids: `[B, P]`, int64, padded on the left.
-        attention_mask: `[B, P]`, bool.
-        max_new_tokens: length at which a response ends anyway.
-        pad_token_id: what stands after a response's end.
-        stop_token_ids: tokens that end a response (and are its last).
-        temperature, top_k, top_p, seed: see `fastrlhf.kernels.sample`.
-        first_row_id: row i draws the random numbers of row `first_row_id + i`, whatever batch it stands in.
-
-    Returns:
-        A `Generation`. The loop ends when every row has; rows that have ended leave the batch.
+        decoder: the model's description.
+        cache_bytes: the most that keys and values may take; None: what `max_rows` rows can need. Fewer rows are in the
+            batch where it does not suffice.
+        every_token: have the host look after every step, as streaming wants.
 
     Raises:
-        ValueError: an empty batch, a prompt without a token, or padding on the right.
-        FloatingPointError: a row's logits are NaN; the message names the row and the step.
+        ValueError: one request alone needs more than `cache_bytes`.
+        torch.OutOfMemoryError: not even the largest request alone fits into the device's memory.
     """
-    _check(input_ids, attention_mask, max_new_tokens)
-    model = base_model(model)
-    rows, device = input_ids.shape[0], input_ids.device
-    tokens = torch.full((rows, max_new_tokens), pad_token_id, device=device)
-    logprobs = torch.zeros(rows, max_new_tokens, device=device)
-    stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
 
-    alive = torch.arange(rows, device=device)
-    cache = DynamicCache(config=model.config)
-    mask = attention_mask.bool()
-    inputs, positions = input_ids.masked_fill(~mask, 0), position_ids(mask)
-    length = 0
-    for step in range(max_new_tokens):
-        logits = model(
-            input_ids=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        chosen = sample(
-            logits,
-            first_row_id + alive,
-            seed=seed,
-            step=step,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        if chosen.logprobs.isnan().any():
-            row = int(alive[chosen.logprobs.isnan()][0])
-            raise FloatingPointError(f"the logits of row {row} are NaN at step {step} of the generation")
-        tokens[alive, step], logprobs[alive, step] = chosen.tokens, chosen.logprobs.float()
-        length = step + 1
-        going = ~torch.isin(chosen.tokens, stops)
-        if not going.all():
-            keep = going.nonzero().squeeze(1)
-            if keep.numel() == 0:
-                break
-            cache.batch_select_indices(keep)
-            alive, mask, positions = alive[keep], mask[keep], positions[keep]
-        inputs, positions = chosen.tokens[going][:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-    return Generation(tokens[:, :length], logprobs[:, :length])
+    def __init__(
+        self,
+        decoder: Decoder,
+        requests: list[Request],
+        *,
+        max_rows: int,
+        cache_bytes: int | None = None,
+        every_token: bool = False,
+    ):
+        self.decoder = decoder
+        device = decoder.embedding.device
+        max_rows = min(max_rows, len(requests))
+        positions = max(request.positions for request in requests)
+        self.cache: PagedCache | None = _cache_for(decoder, requests, max_rows, cache_bytes)
+        self._scheduler = Scheduler(requests, self.cache.allocator, max_rows)
+        vocabulary = decoder.head.out_features
+        self._rows = Rows(max_rows, blocks_of(positions), vocabulary, device, requests)
+        self._active: list[tuple[Request, list[int]]] = []
+        if rows_are_native(decoder):
+            self._step = CompiledStep(decoder, self._rows, self.cache, positions)
+        else:
+            self._step = EagerStep(decoder, self._rows, self.cache, positions)
+            if device.type == "cuda":
+                self._step = GraphedStep(self._step, max_rows)
+        looks_late = device.type == "cuda" and not every_token and not any(r.text for r in requests)
+        self._between_looks = STEPS_BETWEEN_LOOKS if looks_late else 1
 
+    @torch.no_grad()
+    def run(self) -> Iterator[Event]:
+        """The tokens, as they come. The cache is released at the end, also where the caller stops listening.
 
-def generate_in_batches(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, batch_size: int, **options
-) -> Generation:
-    """As `generate`, `batch_size` rows at a time; a row gets the random numbers that it would get in one batch."""
-    first_row_id, pad_token_id = options.pop("first_row_id", 0), options["pad_token_id"]
-    parts = []
-    for start in range(0, len(input_ids), batch_size):
-        rows = slice(start, start + batch_size)
+        Raises:
+            FloatingPointError: a row's logits are NaN; the message names the row, the step and the layer.
+        """
         try:
-            part = generate(
-                model, input_ids[rows], attention_mask[rows], first_row_id=first_row_id + start, **options
+            while self._admit():
+                yield from self._look(self._burst())
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let the cache and the step's buffers go."""
+        self.cache = self._step = self._rows = None
+        self._active.clear()
+
+    def _admit(self) -> int:
+        """Take in what has room; returns how many rows there are."""
+        admitted = self._scheduler.admit()
+        prompts = [(new.request.prefix, new.blocks) for new in admitted if new.prefill]
+        if prompts:
+            prefill(self.decoder, self.cache, prompts)
+        copies = [new for new in admitted if new.copied is not None]
+        targets = [new.blocks[(len(new.request.prefix) - 1) // BLOCK_SIZE] for new in copies]
+        self.cache.copy_blocks([new.copied for new in copies], targets)
+        for new in admitted:
+            self._rows.place(len(self._active), new.request, new.blocks)
+            self._active.append((new.request, new.blocks))
+        return len(self._active)
+
+    def _burst(self) -> list[list[tuple[int, float, float]]]:
+        """A few steps; of each, the token, log-probability and entropy of every row."""
+        count, rows = len(self._active), self._rows
+        steps = min(self._between_looks, *(request.undecided for request, _ in self._active)) or 1
+        kept = []
+        for _ in range(steps):
+            self._step(count)
+            drawn = (rows.tokens[:count], rows.logprobs[:count], rows.entropy[:count])
+            kept.append(drawn if steps == 1 else [tensor.clone() for tensor in drawn])
+        with host_waits("which tokens the rows drew"):
+            return [list(zip(*(tensor.tolist() for tensor in drawn), strict=True)) for drawn in kept]
+
+    def _look(self, steps: list[list[tuple[int, float, float]]]) -> Iterator[Event]:
+        for drawn in steps:
+            for (request, _), (token, logprob, entropy) in zip(self._active, drawn, strict=True):
+                if request.finish_reason is not None:
+                    continue
+                if logprob != logprob:
+                    raise not_a_number(request, self._where_it_breaks(request))
+                yield request.push(token, logprob, entropy)
+                if len(request.tokens) == request.settings.min_new_tokens and self._rows.banned is not None:
+                    self._rows.allow_stops(self._row_of(request))
+        for row in reversed(range(len(self._active))):
+            if self._active[row][0].finish_reason is not None:
+                self._leave(row)
+
+    def _row_of(self, request: Request) -> int:
+        return next(row for row, (other, _) in enumerate(self._active) if other is request)
+
+    def _leave(self, row: int) -> None:
+        """A row has ended; the last one takes its place."""
+        self._scheduler.finish(self._active[row][1])
+        last = len(self._active) - 1
+        if row != last:
+            self._rows.move(last, row)
+            self._active[row] = self._active[last]
+        self._active.pop()
+        self._rows.clear(last)
+
+    def _where_it_breaks(self, request: Request) -> str:
+        """The first part of the model whose result is not finite, looked for by computing the row's text again."""
+        found: list[str] = []
+
+        def watch(layer: int, added: torch.Tensor) -> None:
+            if not found and not bool(added.isfinite().all()):
+                found.append(f"layer {layer}")
+
+        tokens = [*request.prompt, *request.tokens]
+        with host_waits("which layer's output is not finite"):
+            run_packed(self.decoder, torch.tensor(tokens, device=self.decoder.embedding.device), watch)
+        return f"; the first output that is not finite is that of {found[0] if found else 'the head'}"
+
+
+def _cache_for(
+    decoder: Decoder, requests: list[Request], max_rows: int, cache_bytes: int | None
+) -> PagedCache:
+    """Room for the `max_rows` largest requests, or for as many as the budget and the device have memory for."""
+    of = decoder.layers[0].attention
+    layers, like = len(decoder.layers), decoder.embedding
+    needs = sorted((blocks_of(request.positions) for request in requests), reverse=True)
+    each = block_bytes(layers, of.key_heads, of.width, like.dtype)
+    least, wanted = needs[0] + 1, sum(needs[:max_rows]) + 1  # and the spare one
+    if cache_bytes is not None:
+        wanted = min(wanted, cache_bytes // each)
+        if wanted < least:
+            largest = max(request.positions for request in requests)
+            raise ValueError(
+                f"cache_bytes is {cache_bytes}, but a sequence of {largest} tokens (prompt and max_new_tokens) "
+                f"takes {least * each} bytes of keys and values; allow so many, or shorten the sequence"
             )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error} (counted from row {start} of the batch)") from None
-        parts.append(part)
-    width = max(part.tokens.shape[1] for part in parts)
-    return Generation(
-        torch.cat([widen(part.tokens, width, pad_token_id) for part in parts]),
-        torch.cat([widen(part.logprobs, width, 0.0) for part in parts]),
-    )
-
-
-def widen(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
-    """`[B, width]`: `tensor` with columns of `value` on its right."""
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
-
-
-def _check(input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int) -> None:
-    if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise ValueError(
-            f"input_ids has shape {list(input_ids.shape)}, expected [B, P] with at least one token"
-        )
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}, expected that of input_ids: "
-            f"{list(input_ids.shape)}"
-        )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
-    if not attention_mask[:, -1].all():
-        row = int((~attention_mask[:, -1].bool()).nonzero()[0])
-        raise ValueError(f"row {row} of input_ids is empty or padded on the right; pad prompts on the left")
+    while True:
+        try:
+            return PagedCache(layers, wanted, of.key_heads, of.width, like)
+        except torch.OutOfMemoryError:
+            if wanted == least:
+                raise
+            wanted = max(least, wanted // 2)

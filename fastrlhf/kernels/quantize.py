@@ -165,9 +165,10 @@ def _quantize(
     weight: torch.Tensor, format: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The tensors of a `QuantizedWeight`, the last two empty for int8."""
-    if weight.device.type == "cpu" and not bool(weight.isfinite().all()):
-        raise ValueError("weight holds a NaN or an infinity, expected finite numbers")
     codes, scales = dispatch.call("quantize", weight, format)
+    # a NaN or an infinity is the largest of its row or block, and so in its scale
+    if weight.device.type == "cpu" and not bool(scales.isfinite().all()):
+        raise ValueError("weight holds a NaN or an infinity, expected finite numbers")
     if format == "int8":
         return codes, scales, scales.new_empty(0), scales.new_empty(0)
     return codes, *_quantize_scales(scales)

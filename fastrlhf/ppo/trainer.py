@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
-from fastrlhf.generation.engine import generate_in_batches, widen
+from fastrlhf.generation.batches import generate, widen
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
@@ -195,7 +195,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
         with self.autocast(), evaluation_mode(self.policy_model):
-            self._sampled = generate_in_batches(
+            self._sampled = generate(
                 self.policy_model,
                 input_ids,
                 attention_mask,

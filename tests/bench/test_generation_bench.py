@@ -43,16 +43,16 @@ def test_without_our_precision_the_table_says_so(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "engine", "ours", "names"),
+    ("precision", "engine", "names"),
     [
-        ("float32", Path("x"), True, ["ours", "transformers", "ctranslate2"]),
-        ("float32", None, True, ["ours", "transformers"]),
-        ("int8", Path("x"), False, ["ctranslate2"]),
-        ("int8", None, False, []),
+        ("float32", Path("x"), ["ours", "transformers", "ctranslate2"]),
+        ("float32", None, ["ours", "transformers"]),
+        ("int8", Path("x"), ["ours", "ctranslate2"]),
+        ("int8", None, ["ours"]),
     ],
 )
-def test_who_takes_part(precision, engine, ours, names):
-    assert generation.contenders_of(precision, engine, ours=ours) == names
+def test_who_takes_part(precision, engine, names):
+    assert generation.contenders_of(precision, engine) == names
 
 
 def test_a_contender_that_gives_fewer_tokens_is_refused(monkeypatch):
@@ -68,11 +68,3 @@ def test_a_contender_gives_all_the_tokens(contender, temperature):
     job = {"contender": contender, "model": "tiny", "batch": 2, "repeats": 2, "precision": "float32"}
     result = side_generate.measure({**job, "temperature": temperature})
     assert len(result["seconds"]) == 2 and result["tokens"] == 12
-
-
-def test_a_precision_is_there_if_the_generator_takes_it(monkeypatch):
-    assert side_generate.has_precision("float32")
-    monkeypatch.setattr(side_generate, "generate_in_batches", lambda model, *, weights=None: None)
-    assert side_generate.has_precision("int8")
-    monkeypatch.setattr(side_generate, "generate_in_batches", lambda model: None)
-    assert not side_generate.has_precision("int8")

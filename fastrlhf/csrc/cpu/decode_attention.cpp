@@ -128,9 +128,16 @@ FASTRLHF_AVX2 void attend_avx2(const DecodeProblem<float>& p, const Part& part, 
 }
 #endif
 
-// Every part of every row that has positions to see; rows that have none, or are wrong, are filled.
-std::vector<Part> parts_of(const DecodeProblem<float>& p, float* output) {
+// Kept from call to call: the steps of a decoding thread allocate nothing.
+struct Scratch {
   std::vector<Part> parts;
+  std::vector<float> outputs;
+  std::vector<Softmax> softmax;
+};
+
+// Every part of every row that has positions to see; rows that have none, or are wrong, are filled.
+void find_parts(const DecodeProblem<float>& p, float* output, std::vector<Part>& parts) {
+  parts.clear();
   for (int64_t row = 0; row < p.rows; ++row) {
     const int64_t length = p.lengths[row];
     if (length <= 0 || length > p.max_blocks * p.block_size) {
@@ -144,7 +151,6 @@ std::vector<Part> parts_of(const DecodeProblem<float>& p, float* output) {
         parts.push_back({row, head, first, std::min(first + PART, length)});
     }
   }
-  return parts;
 }
 
 // The parts [begin, end) are those of one row and key-value head.
@@ -174,19 +180,23 @@ void decode_attention(const DecodeProblem<float>& p, float* output) {
 #ifdef FASTRLHF_HAS_AVX2_VERSION
   if (use_avx2()) run = attend_avx2;
 #endif
-  const std::vector<Part> parts = parts_of(p, output);
+  static thread_local Scratch of_thread;
+  Scratch& scratch = of_thread;  // the caller's, also on the other threads
+  find_parts(p, output, scratch.parts);
+  const std::vector<Part>& parts = scratch.parts;
   const int64_t count = (int64_t)parts.size(), group = p.heads / p.key_heads;
-  std::vector<float> outputs(count * group * p.width);
-  std::vector<Softmax> softmax(count * group);
+  if ((int64_t)scratch.outputs.size() < count * group * p.width) scratch.outputs.resize(count * group * p.width);
+  if ((int64_t)scratch.softmax.size() < count * group) scratch.softmax.resize(count * group);
+  float* outputs = scratch.outputs.data();
+  Softmax* softmax = scratch.softmax.data();
 #pragma omp parallel for schedule(static) if (count > 1)
-  for (int64_t i = 0; i < count; ++i)
-    run(p, parts[i], outputs.data() + i * group * p.width, softmax.data() + i * group);
+  for (int64_t i = 0; i < count; ++i) run(p, parts[i], outputs + i * group * p.width, softmax + i * group);
 
   for (int64_t begin = 0, end; begin < count; begin = end) {
     for (end = begin + 1; end < count && parts[end].row == parts[begin].row &&
                           parts[end].key_head == parts[begin].key_head;)
       ++end;
-    merge(p, parts, begin, end, outputs.data(), softmax.data(), output);
+    merge(p, parts, begin, end, outputs, softmax, output);
   }
 }
 

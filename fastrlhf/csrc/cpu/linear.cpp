@@ -2,7 +2,10 @@
 // so what counts is that the weight is read once, at the speed of the memory, and never copied.
 #include "linear.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "simd.h"
 
 #if defined(__x86_64__)
 // GCC 12 warns of its own header (bug 105593).
@@ -28,8 +31,60 @@ namespace {
 
 int widest = 512;
 
-// The rows of the weight that a call of `run` is given.
-constexpr int64_t STEP = 64;
+// The most rows of the weight that a call of `run` is given, and the fewest: the 576 rows of a layer in steps of 64
+// would give one of two threads a quarter more to do than the other.
+constexpr int64_t STEP = 64, SMALL_STEP = 16, MANY_ROWS = 4096;
+
+// Columns [begin, end) of row b of y.
+inline void put(const ThinLinear& p, int64_t b, int64_t begin, int64_t end, const float* from) {
+  float* to = p.y + b * p.out + begin;
+  if (!p.adds) {
+    memcpy(to, from, (end - begin) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < end - begin; ++i) to[i] += p.factor * from[i];
+}
+
+// Columns [begin, end) of x times a weight [in, out]: a row of the weight at a time, times a number of each of BATCH
+// rows of x.
+template <int BATCH>
+FASTRLHF_INLINE void transposed_tile(const ThinLinear& p, int64_t first, int64_t begin, int count, float* to) {
+  constexpr int VECTORS = SMALL_STEP / LANES;
+  f8 sums[BATCH][VECTORS] = {};
+  for (int64_t k = 0; k < p.in; ++k) {
+    const float* weight = p.weight + k * p.out + begin;
+    for (int i = 0; i < VECTORS; ++i) {
+      const int some = count - i * LANES < LANES ? count - i * LANES : LANES;
+      if (some <= 0) break;
+      const f8 w = load(weight + i * LANES, some);
+      for (int b = 0; b < BATCH; ++b) sums[b][i] += w * p.x[(first + b) * p.in + k];
+    }
+  }
+  for (int b = 0; b < BATCH; ++b) {
+    for (int i = 0; i < VECTORS; ++i) store(to + b * SMALL_STEP + i * LANES, sums[b][i], LANES);
+  }
+}
+
+FASTRLHF_INLINE void transposed_columns(const ThinLinear* product, int64_t begin, int64_t end) {
+  const ThinLinear& p = *product;
+  for (int64_t at = begin; at < end; at += SMALL_STEP) {
+    const int count = (int)(end - at < SMALL_STEP ? end - at : SMALL_STEP);
+    for (int64_t first = 0; first < p.batch; first += 4) {
+      float y[4 * SMALL_STEP];
+      const int rows = (int)(p.batch - first < 4 ? p.batch - first : 4);
+      switch (rows) {
+        case 1: transposed_tile<1>(p, first, at, count, y); break;
+        case 2: transposed_tile<2>(p, first, at, count, y); break;
+        case 3: transposed_tile<3>(p, first, at, count, y); break;
+        default: transposed_tile<4>(p, first, at, count, y);
+      }
+      for (int b = 0; b < rows; ++b) {
+        for (int i = 0; p.bias && i < count; ++i) y[b * SMALL_STEP + i] += p.bias[at + i];
+        put(p, first + b, at, at + count, y + b * SMALL_STEP);
+      }
+    }
+  }
+}
 
 namespace portable {
 constexpr int WIDTH = 4, MAX_BATCH = 2;
@@ -131,18 +186,46 @@ int linear_vectors() {
   return 128;
 }
 
-void thin_linear(const ThinLinear& product) {
-  void (*run)(const ThinLinear&, int64_t, int64_t) = portable::run;
+namespace {
+
+int64_t step_of(const ThinLinear& p) { return p.out < MANY_ROWS ? SMALL_STEP : STEP; }
+int64_t steps_of(const ThinLinear& p) { return (p.out + step_of(p) - 1) / step_of(p); }
+
+// Rows [begin, end) of the weight with all of x.
+void run(const ThinLinear& product, int64_t begin, int64_t end) {
+  void (*run_thin)(const ThinLinear&, int64_t, int64_t) = portable::run;
 #ifdef FASTRLHF_LINEAR_X86
-  if (linear_vectors() == 512) run = avx512::run;
-  if (linear_vectors() == 256) run = avx2::run;
+  if (linear_vectors() == 512) run_thin = avx512::run;
+  if (linear_vectors() == 256) run_thin = avx2::run;
 #endif
-  const int64_t steps = (product.out + STEP - 1) / STEP;
-#pragma omp parallel for schedule(static) if (product.out * product.in * product.batch > 1 << 15)
-  for (int64_t step = 0; step < steps; ++step) {
-    const int64_t begin = step * STEP, end = begin + STEP;
-    run(product, begin, end < product.out ? end : product.out);
+  if (product.transposed) return on_vectors<transposed_columns>(&product, begin, end);
+  for (int64_t first = 0; first < product.batch; first += MAX_THIN_BATCH) {
+    ThinLinear part = product;
+    part.x += first * product.in;
+    part.y += first * product.out;
+    part.batch = std::min(product.batch - first, MAX_THIN_BATCH);
+    run_thin(part, begin, end);
   }
 }
+
+}  // namespace
+
+void thin_linears(const ThinLinear* products, int64_t count) {
+  int64_t steps = 0, work = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    steps += steps_of(products[i]);
+    work += products[i].out * products[i].in * products[i].batch;
+  }
+#pragma omp parallel for schedule(static) if (work > 1 << 15)
+  for (int64_t step = 0; step < steps; ++step) {
+    const ThinLinear* product = products;
+    int64_t at = step;
+    for (; at >= steps_of(*product); ++product) at -= steps_of(*product);
+    const int64_t begin = at * step_of(*product), end = begin + step_of(*product);
+    run(*product, begin, std::min(end, product->out));
+  }
+}
+
+void thin_linear(const ThinLinear& product) { thin_linears(&product, 1); }
 
 }  // namespace fastrlhf

@@ -78,8 +78,7 @@ static inline void rows_of(const ThinLinear& p, const W* weight, int64_t begin, 
         some_batch(p, weight, row, first, count, buffer + (row - begin), part == 0);
     }
   }
-  for (int64_t b = 0; b < p.batch; ++b)
-    memcpy(p.y + b * p.out + begin, buffer + b * STEP, (end - begin) * sizeof(float));
+  for (int64_t b = 0; b < p.batch; ++b) put(p, b, begin, end, buffer + b * STEP);
 }
 
 static void run(const ThinLinear& p, int64_t begin, int64_t end) {

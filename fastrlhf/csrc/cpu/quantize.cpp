@@ -1,8 +1,10 @@
-// Rows over the threads; within a row plain loops, which the compiler turns into vectors.
+// Rows over the threads, eight numbers at a time.
 #include "quantize.h"
 
 #include <array>
 #include <cmath>
+
+#include "simd.h"
 
 namespace fastrlhf {
 namespace {
@@ -10,10 +12,40 @@ namespace {
 constexpr int64_t WORTH_THREADS = 1 << 14;
 constexpr int NF4_ZERO = 7;
 
-float largest(const float* x, int64_t count) {
-  float most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::fmax(most, std::fabs(x[i]));
-  return most;
+// The largest absolute value; NaN if there is one, whose bits are above all others.
+FASTRLHF_INLINE float largest(const float* x, int64_t count) {
+  i8 most{};
+  for_eights(count, [&](int64_t at, int some) __attribute__((always_inline)) {
+    const i8 bits = to_bits(absolute(load(x + at, some)));
+    most = bits > most ? bits : most;
+  });
+  int32_t bits = 0;
+  for (int lane = 0; lane < LANES; ++lane) bits = most[lane] > bits ? most[lane] : bits;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+struct Int8Rows {
+  const float* weight;
+  int8_t* codes;
+  float* scales;
+  int64_t columns;
+};
+
+FASTRLHF_INLINE void int8_row(const Int8Rows* rows, int64_t row) {
+  typedef int8_t c8 __attribute__((vector_size(8)));
+  const float* from = rows->weight + row * rows->columns;
+  int8_t* to = rows->codes + row * rows->columns;
+  const float scale = rows->scales[row] = largest(from, rows->columns) / 127;
+  for_eights(rows->columns, [&](int64_t at, int count) __attribute__((always_inline)) {
+    const f8 exact = scale == 0 ? f8{} : load(from + at, count) / scale;
+    // A scale below the smallest normal number is rounded itself: the code may come out above 127.
+    const f8 magic = f8{} + 12582912.0f;  // rounds to nearest, ties to even, see `reduce`
+    const i8 code = to_bits(clamp_keeping_nan(exact, -127.0f, 127.0f) + magic) - to_bits(magic);
+    const c8 narrow = __builtin_convertvector(code, c8);
+    memcpy(to + at, &narrow, count);
+  });
 }
 
 // The number of thresholds below x: a value on one has the lower code.
@@ -36,18 +68,9 @@ void nf4_block(const float* weight, int64_t count, float maximum, uint8_t* codes
 }  // namespace
 
 void quantize_int8(const float* weight, int8_t* codes, float* scales, int64_t rows, int64_t columns) {
+  const Int8Rows all = {weight, codes, scales, columns};
 #pragma omp parallel for schedule(static) if (rows * columns > WORTH_THREADS)
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* from = weight + row * columns;
-    int8_t* to = codes + row * columns;
-    const float scale = largest(from, columns) / 127;
-    scales[row] = scale;
-    for (int64_t i = 0; i < columns; ++i) {
-      // A scale below the smallest normal number is rounded itself: the code may come out above 127.
-      const float code = scale == 0 ? 0.0f : std::nearbyint(from[i] / scale);
-      to[i] = (int8_t)std::fmin(std::fmax(code, -127.0f), 127.0f);
-    }
-  }
+  for (int64_t row = 0; row < rows; ++row) on_vectors<int8_row>(&all, row);
 }
 
 void quantize_nf4(const float* weight, uint8_t* codes, float* maxima, int64_t rows, int64_t columns,

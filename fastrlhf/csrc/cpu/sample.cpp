@@ -25,10 +25,16 @@ namespace {
 constexpr int COLUMNS = RANDOM_COLUMNS;  // rows are padded to it
 constexpr float MOST_NOISE = 16.7f;      // -log(-log(1 - 2^-24)) is 16.64
 
+// Three rows, kept by each thread from call to call: pages that come and go cost more than they hold.
 struct Scratch {
   std::unique_ptr<float[]> drawn, plain, weights;
-  explicit Scratch(int64_t padded)
-      : drawn(new float[padded]), plain(new float[padded]), weights(new float[padded]) {}
+  int64_t held = 0;
+
+  void hold(int64_t padded) {
+    if (padded <= held) return;
+    for (auto* row : {&drawn, &plain, &weights}) row->reset(new float[padded]);
+    held = padded;
+  }
 };
 
 FASTRLHF_INLINE float largest_lane(f8 x) {
@@ -217,7 +223,8 @@ void sample(const SampleArguments<float>& arguments) {
 #endif
 #pragma omp parallel if (arguments.rows > 1)
   {
-    Scratch scratch((arguments.columns + COLUMNS - 1) / COLUMNS * COLUMNS);
+    static thread_local Scratch scratch;
+    scratch.hold((arguments.columns + COLUMNS - 1) / COLUMNS * COLUMNS);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < arguments.rows; ++row) run(arguments, row, scratch);
   }

@@ -39,13 +39,17 @@ def linear(x, weight, scales, scale_scales, offset, bias):
     return y
 
 
-def thin_linear(x, weight, bias=None, scales=None):
-    """`x weight^T + bias` for at most 32 rows of x; the weight float32, or int8 with its scales."""
-    assert x.shape[0] <= MAX_THIN_BATCH and x.shape[1] == weight.shape[1]
+def thin_linear(x, weight, bias=None, scales=None, *, transposed=False):
+    """`x weight^T + bias`; the weight float32, or int8 with its scales, or float32 `[in, out]` if `transposed`.
+
+    Made for at most 32 rows of x; more are done so many at a time, and a row has the same bits whatever their number.
+    """
+    out, width = reversed(weight.shape) if transposed else weight.shape
+    assert x.shape[1] == width
     # Held by name until the kernel returns: a contiguous copy dies with its last reference.
     held = [None if tensor is None else tensor.contiguous() for tensor in (x, weight, scales, bias)]
     x, weight, scales, bias = held
-    y = x.new_empty(x.shape[0], weight.shape[0])
+    y = x.new_empty(x.shape[0], out)
     native.module("_cpu").thin_linear(
         x.data_ptr(),
         weight.data_ptr() if scales is None else 0,
@@ -54,7 +58,8 @@ def thin_linear(x, weight, bias=None, scales=None):
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         *y.shape,
-        x.shape[1],
+        width,
+        transposed,
     )
     return y
 

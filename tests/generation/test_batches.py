@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrlhf.generation.engine import generate
+from fastrlhf.generation.batches import generate
 from fastrlhf.models.actor_critic import reference_logprobs
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from tests.support.toy import EOS, PAD, VOCABULARY, WORDS, toy_lora, toy_model
@@ -89,6 +89,7 @@ def test_logprobs_are_of_the_distribution_before_top_k_and_top_p():
     assert torch.equal(found.tokens[:, 0], logits.argmax(dim=-1))
 
 
+@pytest.mark.filterwarnings("ignore:.*generates with its own forward")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_that_ended_leave_and_the_others_do_not_change(shape):
     model = toy_model(shape)
@@ -108,11 +109,12 @@ def test_rows_that_ended_leave_and_the_others_do_not_change(shape):
         assert (again.logprobs[row, :kept] < 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*generates with its own forward")
 def test_it_ends_when_every_row_has():
     model = toy_model()
     ids, mask = ragged_prompts()
     sizes = batch_sizes(model)
-    found = generate(model, ids, mask, max_new_tokens=50, pad_token_id=PAD, stop_token_ids=range(VOCABULARY))
+    found = generate(model, ids, mask, max_new_tokens=40, pad_token_id=PAD, stop_token_ids=range(VOCABULARY))
     assert sizes == [6]
     assert found.tokens.shape == found.logprobs.shape == (6, 1)
 
@@ -215,6 +217,7 @@ def test_what_cannot_be_generated_from_is_refused(ids, mask, tokens, message):
         generate(toy_model(), ids.long(), mask.bool(), max_new_tokens=tokens, pad_token_id=PAD)
 
 
+@pytest.mark.filterwarnings("ignore:.*generates with its own forward")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nan_logits_are_an_error_that_names_the_row_and_the_step(temperature):
     model = toy_model()
@@ -232,6 +235,7 @@ def test_nan_logits_are_an_error_that_names_the_row_and_the_step(temperature):
         generate(model, ids, mask, max_new_tokens=8, pad_token_id=PAD, temperature=temperature)
 
 
+@pytest.mark.filterwarnings("ignore:.*generates with its own forward")
 def test_the_named_row_is_the_batchs_where_others_have_left():
     model = toy_model()
     seed, found = rows_that_end(model)

@@ -1,0 +1,103 @@
+"""The rows of the batch on the device: everything that changes from step to step lies in tensors that stay in place."""
+
+from __future__ import annotations
+
+import torch
+
+from fastrlhf.generation.cache import SPARE_BLOCK
+from fastrlhf.generation.request import Request
+
+
+class Rows:
+    """State of at most `max_rows` rows, the first of which are in the batch.
+
+    Attributes:
+        tokens: `[B]`, int64: each row's last token; a step replaces it by the next one.
+        lengths: `[B]`, int32: positions that the cache holds of the row.
+        block_table: `[B, max_blocks]`, int32.
+        slots: `[B]`, int64: where the step writes.
+        row_ids, seeds, steps, top_k `[B]`, int64; temperature, top_p, min_p, penalty `[B]`, float32: see
+            `fastrlhf.kernels.sample`.
+        seen, banned: `[B, V]`, bool, or None where no request needs them.
+        logprobs, entropy: `[B]`, float32, of the tokens last sampled.
+    """
+
+    def __init__(
+        self, max_rows: int, max_blocks: int, vocabulary: int, device: torch.device, requests: list[Request]
+    ):
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(max_rows, *shape, dtype=dtype, device=device)
+
+        self.tokens, self.slots = zeros(), zeros()
+        self.lengths = zeros(dtype=torch.int32)
+        self.block_table = zeros(max_blocks, dtype=torch.int32).fill_(SPARE_BLOCK)
+        self.row_ids, self.seeds, self.steps, self.top_k = (zeros() for _ in range(4))
+        self.temperature, self.top_p, self.min_p, self.penalty = (
+            zeros(dtype=torch.float32) for _ in range(4)
+        )
+        self.logprobs, self.entropy = (zeros(dtype=torch.float32) for _ in range(2))
+        settings = [request.settings for request in requests]
+        penalised = any(each.repetition_penalty != 1 for each in settings)
+        held_back = any(each.min_new_tokens and each.stop_token_ids for each in settings)
+        self.seen = zeros(vocabulary, dtype=torch.bool) if penalised else None
+        self.banned = zeros(vocabulary, dtype=torch.bool) if held_back else None
+
+    def _of_row(self) -> list[torch.Tensor]:
+        """The tensors that a row is made of."""
+        tensors = (
+            self.tokens,
+            self.lengths,
+            self.block_table,
+            self.row_ids,
+            self.seeds,
+            self.steps,
+            self.top_k,
+        )
+        tensors += (self.temperature, self.top_p, self.min_p, self.penalty)
+        return [*tensors, *(tensor for tensor in (self.seen, self.banned) if tensor is not None)]
+
+    def place(self, row: int, request: Request, blocks: list[int]) -> None:
+        """Put a request, its prefix in the cache, into a row."""
+        settings = request.settings
+        numbers = {
+            "tokens": request.prompt[-1],
+            "lengths": len(request.prefix),
+            "row_ids": request.row_id,
+            "seeds": settings.seed - (2**64 if settings.seed >= 2**63 else 0),
+            "steps": 0,
+            "top_k": settings.top_k,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "min_p": settings.min_p,
+            "penalty": settings.repetition_penalty,
+        }
+        for name, number in numbers.items():
+            getattr(self, name)[row] = number
+        table = self.block_table[row]
+        table[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device=table.device)
+        if self.seen is not None:
+            self.seen[row] = False
+            self.seen[row, torch.tensor(request.prompt, device=table.device)] = True
+        if self.banned is not None:
+            self.banned[row] = False
+            if settings.min_new_tokens:
+                self.banned[row, torch.tensor(settings.stop_token_ids, device=table.device)] = True
+
+    def move(self, source: int, target: int) -> None:
+        """Let another row stand where one has ended."""
+        for tensor in self._of_row():
+            tensor[target] = tensor[source]
+
+    def clear(self, row: int) -> None:
+        """Make a row one that stands for nothing: it writes into the spare block."""
+        self.block_table[row] = SPARE_BLOCK
+        self.lengths[row] = 0
+
+    def allow_stops(self, row: int) -> None:
+        """The row has as many tokens as it must, and may end."""
+        self.banned[row] = False
+
+    def settings(self, count: int) -> list[torch.Tensor]:
+        """The settings of the first rows, in the order of the operation `sample`."""
+        tensors = (self.seeds, self.steps, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty)
+        return [tensor[:count] for tensor in tensors]
