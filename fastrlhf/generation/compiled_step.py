@@ -96,9 +96,8 @@ class CompiledStep:
     def _begin(self, decoder: Decoder, positions: int) -> None:
         angles = decoder.angles(torch.arange(positions)) or (None, None)
         self._rotated = rotated = 0 if angles[0] is None else angles[0].shape[1]
-        self._angles = (
-            [self._buffer(name, rotated).data_ptr() for name in ("cos", "sin")] if rotated else None
-        )
+        of_rows = [self._buffer(name, rotated) for name in ("cos", "sin")] if rotated else []
+        self._angles = [buffer.data_ptr() for buffer in of_rows]
         rows = self._rows
         hidden = self._buffer("hidden", decoder.embedding.shape[1])
         of_rows = (rows.tokens, rows.lengths, rows.block_table, rows.slots)
