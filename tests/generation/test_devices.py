@@ -81,10 +81,10 @@ def test_rows_that_fill_a_graph_up_leave_the_blocks_of_others_alone():
         engine._admit()
         left = engine._active[3][1]
         engine._leave(3)
-        before = engine.cache.keys[:, left].clone()
+        before = engine.cache.keys[:, left].nan_to_num()  # what nothing was written to holds anything
         for _ in range(60):
             engine._step(4)
-    assert torch.equal(engine.cache.keys[:, left], before)
+    assert torch.equal(engine.cache.keys[:, left].nan_to_num(), before)
 
 
 def test_buckets():
