@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 
 import pytest
@@ -13,6 +14,9 @@ from fastrlhf import kernels
 from fastrlhf.kernels.packed import packed
 
 OPERATION = "linear"
+# A step of decoding reads each layer's weight once, so that none is in the cache when its turn comes: as many copies of
+# a thin product's weight take turns as have this many bytes.
+COLD_BYTES = 256 << 20
 VOCABULARIES = [(49_152, 576), (50_304, 256)]
 THIN_LAYERS = [(576, 576), (1536, 576), (576, 1536), (192, 576)]
 # Rows of an update and the weights `[out, in]`: SmolLM2's (8 sequences of 16 + 48), the 17 M model's (16 of 32 + 64).
@@ -30,6 +34,17 @@ def named(rows, shape, what):
     return f"[{rows}, {shape[1]}] x {list(shape)} {what}"
 
 
+def copies(weight):
+    """The weight, and as many copies as it takes that none is in the cache."""
+    return [weight, *(weight.clone() for _ in range(COLD_BYTES // weight.nbytes))]
+
+
+def in_turns(product, weights):
+    """The product with each of the weights in turn."""
+    turns = itertools.cycle(weights)
+    return lambda: product(next(turns))
+
+
 def onednn(x, weight):
     """oneDNN, which PyTorch holds but does not ask, with a weight that `packed` has laid out for it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -43,12 +58,13 @@ def onednn(x, weight):
 def bench_decoding(measure, device, shape, batch):
     """oneDNN's copy of the weight is made before the time counts; ours reads the weight as it lies."""
     x, weight = inputs(batch, *shape, device)
-    laid_out = functools.cache(lambda: packed(weight, batch, keep=False))
+    weights = copies(weight)
+    laid_out = functools.cache(lambda: itertools.cycle([packed(each, batch, keep=False) for each in weights]))
     measure(
         named(batch, shape, "float32"),
-        lambda: kernels.linear(x, weight),
-        eager=lambda: torch.nn.functional.linear(x, weight),
-        oneDNN=lambda: onednn(x, laid_out()),
+        in_turns(lambda weight: kernels.linear(x, weight), weights),
+        eager=in_turns(lambda weight: torch.nn.functional.linear(x, weight), weights),
+        oneDNN=lambda: onednn(x, next(laid_out())),
     )
 
 
@@ -59,13 +75,16 @@ def bench_decoding(measure, device, shape, batch):
 def bench_decoding_int8(measure, device, shape, batch):
     """float32: our own product of the weight before it was quantised; int8pack: PyTorch's of the same int8 weight."""
     x, weight = inputs(batch, *shape, device)
-    quantised = kernels.quantize(weight, "int8")
+    weights = copies(weight)
+    quantised = [kernels.quantize(each, "int8") for each in weights]
     measure(
         named(batch, shape, "int8"),
-        lambda: kernels.linear(x, quantised),
-        eager=lambda: torch.nn.functional.linear(x, weight),
-        float32=lambda: kernels.linear(x, weight),
-        int8pack=lambda: torch._weight_int8pack_mm(x, quantised.codes, quantised.scales),
+        in_turns(lambda weight: kernels.linear(x, weight), quantised),
+        eager=in_turns(lambda weight: torch.nn.functional.linear(x, weight), weights),
+        float32=in_turns(lambda weight: kernels.linear(x, weight), weights),
+        int8pack=in_turns(
+            lambda weight: torch._weight_int8pack_mm(x, weight.codes, weight.scales), quantised
+        ),
     )
 
 
