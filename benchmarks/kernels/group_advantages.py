@@ -21,6 +21,7 @@ def bench_group_advantages(measure, device, shape):
     torch.manual_seed(0)
     scores = torch.randn(shape[0] * shape[1], device=device)
     measure(
-        lambda: plain(scores, shape[1]),
+        str(list(shape)),
         lambda: kernels.group_advantages(scores, group_size=shape[1]),
+        eager=lambda: plain(scores, shape[1]),
     )
