@@ -43,17 +43,18 @@ def linear_ppo_loss(
     weight and bias, and in the values among the options.
 
     The loss's gradient of a token needs that token's log-probability and entropy alone, so the gradients are found at
-    once, and the backward only multiplies them by the gradient of the loss. On a CPU a block of rows is done at a time:
-    its logits over the whole vocabulary, the loss, the gradient of the logits in their place, and from there those of
-    hidden_states and head. Matrix products, against those of `linear_logprob` and `ppo_loss` one after the other:
+    once, and the backward only multiplies them by the gradient of the loss. On a CPU, from a width of 512 on, a block
+    of rows is done at a time: its logits over the whole vocabulary, the loss, the gradient of the logits in their
+    place, and from there those of hidden_states and head. Matrix products, against those of `linear_logprob` and
+    `ppo_loss` one after the other:
 
     - trainable head: three against four;
     - frozen head, entropy_coef not zero: two against three;
     - frozen head otherwise: two, with no row's logits held (the derivative of the log-probability is known in the pass
       that finds it, and the loss's gradient multiplies it afterwards).
 
-    On a GPU the logits are computed twice (see `triton/linear_ppo_loss.py`): four, three and three, against four, four
-    and three.
+    Of narrower states, where a block's traffic on the weight costs more than the product that it saves, and on a GPU
+    (see `triton/linear_ppo_loss.py`) the products are those of the two operations.
 
     Args:
         hidden_states, weight, targets, bias, temperature, softcap: see `linear_logprob`, N tokens.
@@ -69,8 +70,8 @@ def linear_ppo_loss(
 
     Memory: the gradients, kept from the forward to the backward: hidden_states', and the head's if it is trainable. The
     backward returns those themselves where the gradient of the loss is one (on a CPU), else products of the same size.
-    On a CPU also the logits of at most 128 rows (26 MB at V = 50,304: every block reads the weight and its gradient,
-    and with fewer rows that takes longer than computing the logits again), and a tile a thread. On a GPU what
+    By blocks also the logits of at most 128 rows (26 MB at V = 50,304: every block reads the weight and its gradient,
+    and with fewer rows that takes longer than computing the logits again), and a tile a thread. Otherwise what
     `linear_logprob` and its backward hold.
     """
     hidden_states, weight, bias = matrix_inputs(hidden_states, weight, bias)

@@ -1,6 +1,9 @@
-"""The arguments of `ppo_loss` on their way through `linear_ppo_loss`, which knows the names of a few alone."""
+"""What the backends of `linear_ppo_loss` share: the arguments of `ppo_loss` on their way through, of which it knows the
+names of a few alone, and the operation by its two parts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -49,3 +52,31 @@ def loss_operands(
         for position, tensor in enumerate(whole)
     ]
     return (*part, *numbers, kl_estimator)
+
+
+def by_parts(
+    linear_logprob: Callable,
+    linear_logprob_backward: Callable,
+    ppo_loss: Callable,
+    head: tuple,
+    options: tuple,
+    gradients: int,
+) -> tuple[torch.Tensor, ...]:
+    """The operation by a backend's launchers of its parts: the logits are computed again for the gradients.
+
+    Args:
+        head: hidden_states, weight, targets, bias, temperature and softcap.
+        options: values, tensors, numbers and kl_estimator, see `split_operands`.
+    """
+    hidden_states, weight, *_ = head
+    logprobs, entropy, logsumexp, *_ = linear_logprob(*head, 0)
+    operands = loss_operands(logprobs, entropy, *options)
+    loss, stats, grad_logprobs, grad_values, grad_entropy = ppo_loss(*operands)
+    grads = [hidden_states.new_empty(0), weight.new_empty(0), weight.new_empty(0)]
+    if gradients:
+        grad_entropy = grad_entropy if with_entropy_gradient(options[2]) else None
+        statistics = entropy, logsumexp
+        grads = linear_logprob_backward(
+            grad_logprobs, grad_entropy, *head[:4], *statistics, *head[4:], gradients > 1
+        )
+    return loss, stats, *grads, grad_values

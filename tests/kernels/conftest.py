@@ -6,12 +6,13 @@ Interpreted kernels run with bfloat16 repaired and their bounds checked, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from fastrlhf import kernels
-from fastrlhf.kernels import dispatch, triton
+from fastrlhf.kernels import dispatch, native, triton
 from tests.support.backends import backends_of, marks, on_gpu
 from tests.support.configs import config_id, every_config, forced_config
 from tests.support.poison import poisoned_memory
@@ -47,6 +48,33 @@ def triton_config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         pytest.skip(reason)
     with forced_config(*request.param):
         yield from _run_on("triton", monkeypatch)
+
+
+@pytest.fixture(params=["the processor's vectors", "portable"])
+def vectors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both versions of the C++ kernels: the one that this processor gets, and the one for all others."""
+    native.module("_cpu").force_portable(request.param == "portable")
+    yield
+    native.module("_cpu").force_portable(False)
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each version that this processor can run of the kernels that have three."""
+    module = native.module("_cpu")
+    module.force_portable(request.param == "portable")
+    module.allow_avx512(request.param == "avx512")
+    yield request.param
+    module.force_portable(False)
+    module.allow_avx512(True)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def _run_on(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

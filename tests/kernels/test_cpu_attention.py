@@ -20,14 +20,6 @@ def on_the_cpu_backend():
         yield
 
 
-@pytest.fixture(params=["the processor's vectors", "portable"])
-def vectors(request):
-    """Both versions of the kernels: the one that this processor gets, and the one for all others."""
-    native.module("_cpu").force_portable(request.param == "portable")
-    yield
-    native.module("_cpu").force_portable(False)
-
-
 @pytest.mark.parametrize("options", [{}, {"window": 100}, {"window": 3}, {"softcap": 3.0}], ids=str)
 @pytest.mark.parametrize(
     ("lengths", "heads", "key_heads", "width"),

@@ -38,22 +38,6 @@ LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, VALUES, RETURNS, REF_LOGPROBS = 0, 1, 
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(params=["the processor's vectors", "portable"])
-def vectors(request):
-    """Both versions of the kernels: the one that this processor gets, and the one for all others."""
-    native.module("_cpu").force_portable(request.param == "portable")
-    yield
-    native.module("_cpu").force_portable(False)
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 1.0), (0.0, 0.5), (0.99, 0.0)])
 def test_gae_is_as_good_as_the_reference(vectors, shape, gamma, lam):

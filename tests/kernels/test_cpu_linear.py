@@ -29,14 +29,6 @@ def vectors(request):
     module.limit_linear_vectors(512)
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("base", ["float32", "int8"])
 def test_every_shape_with_every_width_of_vectors(vectors, base):
     for rows, out, width in [*SHAPES, (6, 64, 256), (7, 67, 4096), (13, 130, 15), (32, 65, 16)]:

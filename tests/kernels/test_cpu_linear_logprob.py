@@ -46,25 +46,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def vectors(request):
-    """Each version of the kernels that this processor can run."""
-    module = native.module("_cpu")
-    module.force_portable(request.param == "portable")
-    module.allow_avx512(request.param == "avx512")
-    yield request.param
-    module.force_portable(False)
-    module.allow_avx512(True)
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def case(shape, seed=0, with_bias=True, temperature=0.8, softcap=None, scale=1.5):
     """The arguments that forward and backward share: tensors, then numbers."""
     rows, width, words = shape
@@ -125,7 +106,7 @@ def assert_all_right(cases, with_entropy=True, as_good=assert_as_good_as):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_as_good_as_the_reference_at_every_edge(vectors, shape):
+def test_as_good_as_the_reference_at_every_edge(instructions, shape):
     assert_right(*case(shape))
 
 
@@ -133,7 +114,7 @@ def test_as_good_as_the_reference_at_every_edge(vectors, shape):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_every_option(vectors, softcap, temperature, with_bias, with_entropy):
+def test_every_option(instructions, softcap, temperature, with_bias, with_entropy):
     assert_right(*case((40, 9, 1100), 3, with_bias, temperature, softcap), with_entropy)
 
 
@@ -153,7 +134,7 @@ def test_any_shape_and_any_options(shape, seed, with_bias, temperature, softcap,
 
 
 @pytest.mark.parametrize("first", [-1e4, 1e4])
-def test_logits_that_change_from_tile_to_tile(vectors, first):
+def test_logits_that_change_from_tile_to_tile(instructions, first):
     # The first chunk's logits say nothing of those after it: neither their largest nor their mean.
     (hidden_states, weight, targets, bias), numbers = case((40, 4, 2400))
     bias[:700] += first
@@ -163,13 +144,13 @@ def test_logits_that_change_from_tile_to_tile(vectors, first):
     assert_right((hidden_states, weight, targets * 0 + 2000, bias), numbers)
 
 
-def test_rising_logits(vectors):
+def test_rising_logits(instructions):
     (hidden_states, weight, targets, _bias), numbers = case((40, 4, 2400))
     assert_right((hidden_states, weight, targets, torch.linspace(-30, 30, 2400)), numbers)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_what_is_not_finite_stays_in_its_row(vectors, bad):
+def test_what_is_not_finite_stays_in_its_row(instructions, bad):
     tensors, numbers = case((40, 4, 1000), with_bias=False)
     clean = linear_logprob(*tensors, *numbers, 2)
     tensors[0][17, 2] = bad
@@ -180,14 +161,14 @@ def test_what_is_not_finite_stays_in_its_row(vectors, bad):
         assert torch.equal(one.isnan(), other.isnan()), name
 
 
-def test_absent_words_everywhere_are_nan_as_in_the_reference(vectors):
+def test_absent_words_everywhere_are_nan_as_in_the_reference(instructions):
     tensors, numbers = case((3, 4, 1000))
     tensors[3].fill_(-INF)
     assert linear_logprob(*tensors, *numbers, 2)[0].isnan().all()
     assert reference(*tensors, *numbers, 2)[0].isnan().all()
 
 
-def test_without_width_or_rows(vectors):
+def test_without_width_or_rows(instructions):
     for shape in ((5, 0, 40), (0, 5, 40)):
         tensors, numbers = case(shape)
         outputs, expected = linear_logprob(*tensors, *numbers, 2), reference(*tensors, *numbers, 2)
@@ -200,7 +181,7 @@ def test_without_width_or_rows(vectors):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_number_of_threads_changes_no_bit(vectors, threads):
+def test_the_number_of_threads_changes_no_bit(instructions, threads):
     tensors, numbers = case((130, 24, 2500))
     results = []
     for count in (1, 2, 3, 5):
@@ -228,8 +209,8 @@ def test_the_versions_of_the_kernel_differ_in_bits_and_so_are_versions():
 
 @pytest.mark.parametrize("width", [256, 576])
 @pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
-def test_temporary_memory_is_under_32_megabytes(vectors, threads, width, trainable):
-    if vectors == "portable":
+def test_temporary_memory_is_under_32_megabytes(instructions, threads, width, trainable):
+    if instructions == "portable":
         pytest.skip("the same memory, at a tenth of the speed")
     threads(2)
     rows, words = 1024, 50_304

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from fastrlhf import kernels
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu import linear_ppo_loss as launcher
 from tests.kernels.test_linear_ppo_loss import (
     HEAD,
     LEAVES,
@@ -27,39 +30,35 @@ SHAPES = [(3, 5, 7), (32, 129, 240), (97, 12, 241), (128, 7, 1921), (129, 40, 95
 NEEDED = pytest.mark.parametrize("needed", [HEAD[:1], HEAD], ids=["frozen", "trainable"])
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def vectors(request):
-    """Each version of the kernels that this processor can run."""
-    module = native.module("_cpu")
-    module.force_portable(request.param == "portable")
-    module.allow_avx512(request.param == "avx512")
-    yield request.param
-    module.force_portable(False)
-    module.allow_avx512(True)
+@pytest.fixture(autouse=True, params=["blocks", "parts"])
+def way(request, monkeypatch):
+    """Both ways to the gradients, whatever the width."""
+    monkeypatch.setattr(launcher, "WIDE", 0 if request.param == "blocks" else 1 << 20)
+    return request.param
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+def test_wide_states_go_by_blocks(way, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(launcher, "_by_blocks", lambda *args, **named: pytest.fail("by blocks"))
+    for width, goes in ((launcher.WIDE - 1, False), (launcher.WIDE, True)):
+        with pytest.raises(pytest.fail.Exception) if goes else nullcontext():
+            with_gradients(kernels.linear_ppo_loss, case((3, width, 7)), "cpu", HEAD)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @NEEDED
-def test_as_good_as_plain_at_every_edge(vectors, needed, shape):
+def test_as_good_as_plain_at_every_edge(instructions, needed, shape):
     assert_right(several(shape), "cpu", needed, **EVERYTHING)
 
 
 @pytest.mark.parametrize("options", [{"softcap": 2.0, "temperature": 0.6}, {"kl_coef": 0.3}], ids=str)
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
 @NEEDED
-def test_every_option(vectors, needed, entropy_coef, options):
+def test_every_option(instructions, needed, entropy_coef, options):
     assert_right(several((140, 9, 1100), scale=3.0), "cpu", needed, entropy_coef=entropy_coef, **options)
 
 
-def test_logits_that_change_from_tile_to_tile(vectors):
+def test_logits_that_change_from_tile_to_tile(instructions):
     tensors = case((140, 4, 2400))
     for first in (-1e4, 1e4):
         tensors["bias"][:700] += first
@@ -71,7 +70,7 @@ def test_logits_that_change_from_tile_to_tile(vectors):
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
 @NEEDED
-def test_the_number_of_threads_changes_no_bit(vectors, threads, needed, entropy_coef):
+def test_the_number_of_threads_changes_no_bit(instructions, threads, needed, entropy_coef):
     tensors, results = case((300, 24, 2500)), []
     for count in (1, 2, 3, 9):
         threads(count)
@@ -84,9 +83,9 @@ def test_the_number_of_threads_changes_no_bit(vectors, threads, needed, entropy_
 
 
 @NEEDED
-def test_a_row_that_is_not_finite_stays_in_its_row(vectors, needed):
+def test_a_row_that_is_not_finite_stays_in_its_row(instructions, needed):
     tensors = case((140, 4, 1000))
-    clean = with_gradients(kernels.linear_ppo_loss, tensors, "cpu", HEAD[:1], entropy_coef=0.5)
+    clean = with_gradients(kernels.linear_ppo_loss, tensors, "cpu", needed, entropy_coef=0.5)
     tensors["hidden_states"][130] = torch.nan
     loss, _, gradients = with_gradients(kernels.linear_ppo_loss, tensors, "cpu", needed, entropy_coef=0.5)
     others = torch.arange(140) != 130
@@ -108,6 +107,6 @@ def test_temporary_memory_is_under_32_megabytes(threads, needed, width, entropy_
     assert used.peak - sum(tensors[name].nbytes for name in needed) < 32e6
 
 
-def test_values_have_their_gradient_whatever_the_head_wants(vectors):
+def test_values_have_their_gradient_whatever_the_head_wants(instructions):
     for needed in (LEAVES[3:], LEAVES[::3]):
         assert_right(several((140, 4, 100)), "cpu", needed, **EVERYTHING)

@@ -20,13 +20,6 @@ if native.missing("_cpu") is None:
 NONE = [None] * 7
 
 
-@pytest.fixture(params=["the processor's vectors", "portable"])
-def vectors(request):
-    native.module("_cpu").force_portable(request.param == "portable")
-    yield
-    native.module("_cpu").force_portable(False)
-
-
 def case(logits, top_k=0, top_p=1.0, min_p=0.0, temperature=1.0, seen=None, banned=None):
     row_ids = torch.arange(len(logits)) + 2**33
     penalty = 1.0 if seen is None else 1.3

@@ -25,14 +25,6 @@ def portable():
     native.module("_cpu").force_portable(False)
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_portable_version_is_right(portable, operation):
     for name, args in cases(operation, torch.float32).items():

@@ -6,13 +6,15 @@ import torch
 
 from fastrlhf.kernels import native
 from fastrlhf.kernels.cpu.linear_logprob import addresses, head, linear_logprob
+from fastrlhf.kernels.cpu.linear_logprob_backward import linear_logprob_backward
 from fastrlhf.kernels.cpu.ppo_loss import ppo_loss
-from fastrlhf.kernels.linear_ppo_loss_arguments import loss_operands, with_entropy_gradient
+from fastrlhf.kernels.linear_ppo_loss_arguments import by_parts, loss_operands, with_entropy_gradient
 
-# The logits of so many rows are held. A block reads the weight twice, and reads and writes its gradient: on one core
-# of a Zen 5, at V = 50,304 and D = 256, that costs as much as the product that it saves with 96 rows; 128 rows save 6 %
-# of the whole, 256 save 12 %.
+# The logits of so many rows are held, which leaves all temporaries under 32 MB at V = 50,304.
 BLOCK_ROWS = 128
+# Every block reads the weight, and reads and writes its gradient. With narrower states that takes longer than computing
+# the logits again: benchmarks/kernels/linear_ppo_loss.py, at widths of 256 and 576 on two threads.
+WIDE = 512
 
 
 def linear_ppo_loss(
@@ -31,12 +33,18 @@ def linear_ppo_loss(
     """See `fastrlhf.kernels.linear_ppo_loss`. Bit for bit the same for every number of threads."""
     head_of_rows = (hidden_states, weight, targets, bias, temperature, softcap)
     options = (values, tensors, numbers, kl_estimator)
-    if gradients > 1 or (gradients and with_entropy_gradient(numbers)):
+    with_entropy = with_entropy_gradient(numbers)
+    if hidden_states.shape[1] >= WIDE and (gradients > 1 or (gradients and with_entropy)):
         return _by_blocks(head_of_rows, options, needs_weight=gradients > 1)
-    logprobs, entropy, _, slope, _ = linear_logprob(*head_of_rows, int(gradients > 0))
-    loss, stats, grad_logprobs, grad_values, _ = ppo_loss(*loss_operands(logprobs, entropy, *options))
-    if gradients:
-        slope *= grad_logprobs[:, None]
+    if gradients != 1:
+        return by_parts(linear_logprob, linear_logprob_backward, ppo_loss, head_of_rows, options, gradients)
+    # a frozen head: the derivatives of a row's outputs are known in the pass that finds those
+    logprobs, entropy, _, slope, entropy_slope = linear_logprob(*head_of_rows, 2 if with_entropy else 1)
+    operands = loss_operands(logprobs, entropy, *options)
+    loss, stats, grad_logprobs, grad_values, grad_entropy = ppo_loss(*operands)
+    slope *= grad_logprobs[:, None]
+    if with_entropy:
+        slope.addcmul_(grad_entropy[:, None], entropy_slope)
     return loss, stats, slope, torch.empty(0), torch.empty(0), grad_values
 
 

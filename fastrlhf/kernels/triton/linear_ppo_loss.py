@@ -8,7 +8,7 @@ V = 128,256 are 350 MB. No GPU has measured it.
 
 from __future__ import annotations
 
-from fastrlhf.kernels.linear_ppo_loss_arguments import loss_operands, with_entropy_gradient
+from fastrlhf.kernels.linear_ppo_loss_arguments import by_parts
 from fastrlhf.kernels.triton.linear_logprob import linear_logprob
 from fastrlhf.kernels.triton.linear_logprob_backward import linear_logprob_backward
 from fastrlhf.kernels.triton.ppo_loss import ppo_loss
@@ -29,19 +29,6 @@ def linear_ppo_loss(
 ):
     """See `fastrlhf.kernels.linear_ppo_loss`. No atomics, so the same input gives the same bits."""
     head = hidden_states, weight, targets, bias
-    logprobs, entropy, logsumexp, *_ = linear_logprob(*head, temperature, softcap, 0)
-    operands = loss_operands(logprobs, entropy, values, tensors, numbers, kl_estimator)
-    loss, stats, grad_logprobs, grad_values, grad_entropy = ppo_loss(*operands)
-    grads = [hidden_states.new_empty(0), weight.new_empty(0), weight.new_empty(0)]
-    if gradients:
-        grads = linear_logprob_backward(
-            grad_logprobs,
-            grad_entropy if with_entropy_gradient(numbers) else None,
-            *head,
-            entropy,
-            logsumexp,
-            temperature,
-            softcap,
-            gradients > 1,
-        )
-    return loss, stats, *grads, grad_values
+    head = hidden_states, weight, targets, bias, temperature, softcap
+    options = values, tensors, numbers, kl_estimator
+    return by_parts(linear_logprob, linear_logprob_backward, ppo_loss, head, options, gradients)
