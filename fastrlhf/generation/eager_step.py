@@ -9,8 +9,9 @@ import torch
 from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache
 from fastrlhf.generation.rows import Rows
 from fastrlhf.kernels import dispatch
+from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
-from fastrlhf.models.layers import embed, in_the_weights_dtype, project, run_layers
+from fastrlhf.models.layers import embed, project, run_layers
 
 
 class EagerStep:
@@ -25,8 +26,11 @@ class EagerStep:
         self._last_position = positions - 1
 
     @torch.no_grad()
-    @in_the_weights_dtype
     def __call__(self, count: int) -> None:
+        with switched_off(self._decoder.embedding):
+            self._run(count)
+
+    def _run(self, count: int) -> None:
         rows, decoder = self._rows, self._decoder
         positions = rows.lengths[:count].long()
         table = rows.block_table[:count]
@@ -44,34 +48,9 @@ class EagerStep:
 
         angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
         hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
-        logits = project(hidden, decoder.head)
-        self._sample(logits, count)
+        rows.draw(project(hidden, decoder.head))
         # a row that only fills a graph's batch up would grow without end
         rows.lengths[:count] = lengths.clamp(max=self._last_position)
-
-    def _sample(self, logits: torch.Tensor, count: int) -> None:
-        rows = self._rows
-        seen, banned = (None if tensor is None else tensor[:count] for tensor in (rows.seen, rows.banned))
-        tokens, logprobs, entropy = dispatch.call(
-            "sample",
-            logits,
-            rows.row_ids[:count],
-            0,
-            0,
-            1.0,
-            0,
-            1.0,
-            0.0,
-            1.0,
-            seen,
-            banned,
-            rows.settings(count),
-        )
-        for kept, new in ((rows.tokens, tokens), (rows.logprobs, logprobs), (rows.entropy, entropy)):
-            kept[:count] = new
-        rows.steps[:count] += 1
-        if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)
 
 
 Replay = Callable[[], None]

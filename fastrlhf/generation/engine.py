@@ -96,12 +96,12 @@ class Engine:
 
     def _burst(self) -> list[list[tuple[int, float, float]]]:
         """A few steps; of each, the token, log-probability and entropy of every row."""
-        count, rows = len(self._active), self._rows
+        count = len(self._active)
         steps = min(self._between_looks, *(request.undecided for request, _ in self._active)) or 1
         kept = []
         for _ in range(steps):
             self._step(count)
-            drawn = (rows.tokens[:count], rows.logprobs[:count], rows.entropy[:count])
+            drawn = self._rows.drawn(count)
             kept.append(drawn if steps == 1 else [tensor.clone() for tensor in drawn])
         with host_waits("which tokens the rows drew"):
             return [list(zip(*(tensor.tolist() for tensor in drawn), strict=True)) for drawn in kept]

@@ -10,7 +10,6 @@ from transformers import DynamicCache
 
 from fastrlhf.generation.request import Event, Request, not_a_number
 from fastrlhf.generation.rows import Rows
-from fastrlhf.kernels import dispatch
 from fastrlhf.models.backbone import position_ids
 
 
@@ -42,7 +41,8 @@ def _run_batch(model: nn.Module, active: list[Request]) -> Iterator[Event]:
             rows = Rows(len(active), 1, logits.shape[1], device, active)
             for row, request in enumerate(active):
                 rows.place(row, request, [])
-        drawn = _sample(logits, rows, len(active))
+        rows.draw(logits)
+        drawn = [tensor.tolist() for tensor in rows.drawn(len(active))]
         for row, (request, token, logprob, entropy) in enumerate(zip(active, *drawn, strict=True)):
             if logprob != logprob:
                 raise not_a_number(request)
@@ -71,27 +71,3 @@ def _left_padded(requests: list[Request], device: torch.device) -> tuple[torch.T
         ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
         mask[row, width - len(request.prompt) :] = True
     return ids.to(device), mask.to(device)
-
-
-def _sample(logits: torch.Tensor, rows: Rows, count: int) -> list[list]:
-    seen, banned = (None if tensor is None else tensor[:count] for tensor in (rows.seen, rows.banned))
-    drawn = dispatch.call(
-        "sample",
-        logits,
-        rows.row_ids[:count],
-        0,
-        0,
-        1.0,
-        0,
-        1.0,
-        0.0,
-        1.0,
-        seen,
-        banned,
-        rows.settings(count),
-    )
-    rows.tokens[:count] = drawn[0]
-    rows.steps[:count] += 1
-    if seen is not None:
-        seen.scatter_(1, drawn[0][:, None], True)
-    return [tensor.tolist() for tensor in drawn]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache
+from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
 from fastrlhf.models.layers import (
     embed,
-    in_the_weights_dtype,
     packed_attention,
     project,
     project_rows,
@@ -27,7 +27,6 @@ PACK = 2048
 
 
 @torch.no_grad()
-@in_the_weights_dtype
 def prefill(decoder: Decoder, cache: PagedCache, prompts: list[Prompt]) -> None:
     """Write the keys and values of prompts into their blocks.
 
@@ -74,4 +73,5 @@ def _prefill_pack(decoder: Decoder, cache: PagedCache, pack: list[Prompt], produ
         cache.write(layer, slots, key, value)
         return among_themselves(layer, query, key, value)
 
-    run_layers(decoder, embed(decoder, tokens, positions), decoder.angles(positions), attend, product)
+    with switched_off(decoder.embedding):
+        run_layers(decoder, embed(decoder, tokens, positions), decoder.angles(positions), attend, product)

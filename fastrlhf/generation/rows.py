@@ -6,6 +6,7 @@ import torch
 
 from fastrlhf.generation.cache import SPARE_BLOCK
 from fastrlhf.generation.request import Request
+from fastrlhf.kernels import dispatch
 
 
 class Rows:
@@ -96,6 +97,24 @@ class Rows:
     def allow_stops(self, row: int) -> None:
         """The row has as many tokens as it must, and may end."""
         self.banned[row] = False
+
+    def draw(self, logits: torch.Tensor) -> None:
+        """Sample the first rows' next tokens, from logits `[count, V]`, by the operation's launcher."""
+        count = len(logits)
+        seen, banned = (None if tensor is None else tensor[:count] for tensor in (self.seen, self.banned))
+        # seed, step, temperature, top-k, top-p, min-p and penalty of all rows, in whose place are those of each
+        of_all = (0, 0, 1.0, 0, 1.0, 0.0, 1.0)
+        settings = self.settings(count)
+        drawn = dispatch.call("sample", logits, self.row_ids[:count], *of_all, seen, banned, settings)
+        for kept, new in zip((self.tokens, self.logprobs, self.entropy), drawn, strict=True):
+            kept[:count] = new
+        self.steps[:count] += 1
+        if seen is not None:
+            seen.scatter_(1, drawn[0][:, None], True)
+
+    def drawn(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token, log-probability and entropy of the first rows, as they were last drawn: `[count]` each."""
+        return self.tokens[:count], self.logprobs[:count], self.entropy[:count]
 
     def settings(self, count: int) -> list[torch.Tensor]:
         """The settings of the first rows, in the order of the operation `sample`."""

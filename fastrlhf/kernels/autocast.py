@@ -3,7 +3,7 @@
 Matrix products (`linear`, `lora_linear`, `attention`, `linear_logprob`) take their inputs in autocast's dtype; losses,
 advantages and norms in float32. The others take what they are given. As in PyTorch, float64 stays as it is, and
 gradients arrive in the dtype of what was passed in. Inputs are cast before they are checked, so that tensors whose
-dtypes autocast has set apart go together; inside an operation it is off (`registration.py`).
+dtypes autocast has set apart go together; inside an operation it is off (`dispatch.call`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def float32_inputs(*tensors: torch.Tensor | None) -> Tensors:
     return _cast(tensors, torch.float32) if any_enabled() else tensors
 
 
-def switched_off(*args: object) -> AbstractContextManager:
-    """A block without autocast for the device of the first tensor among `args`."""
-    device_type = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+def switched_off(tensor: torch.Tensor) -> AbstractContextManager:
+    """A block without autocast for the device of `tensor`."""
+    device_type = tensor.device.type
     return torch.autocast(device_type, enabled=False) if _is_enabled(device_type) else nullcontext()
 
 

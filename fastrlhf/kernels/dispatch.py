@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastrlhf.device.observe import Cost, Kernel, observer
+from fastrlhf.kernels import autocast
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
@@ -89,9 +90,8 @@ def call(operation: str, *args: Any) -> Any:
     Autocast ends here: the dtypes are what the operation was given, and plain PyTorch inside it must not change them.
     """
     tensors = _tensors(args)
-    kind = tensors[0].device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
+    if autocast.any_enabled():
+        with autocast.switched_off(tensors[0]):
             return choose(operation, *tensors)(*args)
     return choose(operation, *tensors)(*args)
 

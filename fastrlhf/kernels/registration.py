@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from fastrlhf.kernels import autocast
-
 NAMESPACE = "fastrlhf"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -39,12 +37,6 @@ class Operation:
         self.arguments = [argument.name for argument in self._registered._schema.arguments]
 
     def __call__(self, *args: Any) -> Any:
-        if autocast.any_enabled():  # PyTorch's products inside would be cast
-            with autocast.switched_off(*args):
-                return self._call(*args)
-        return self._call(*args)
-
-    def _call(self, *args: Any) -> Any:
         if not all_plain(args):
             return self._registered(*args)
         return (self._differentiable if _wants_gradient(args) else self._function)(*args)

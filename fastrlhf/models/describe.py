@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fastrlhf.device.observe import host_waits
+from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models import decoder
 from fastrlhf.models.backbone import backbone, base_model, evaluation_mode
 from fastrlhf.models.decoder import CannotDescribe, Decoder, Projection
 from fastrlhf.models.families import gpt2_decoder, gpt_neox_decoder, llama_decoder
-from fastrlhf.models.layers import in_the_weights_dtype, run_packed
+from fastrlhf.models.layers import run_packed
 
 FAMILIES: dict[str, Callable[[nn.Module, Projection], Decoder]] = {
     "gemma": llama_decoder.describe,
@@ -83,11 +84,11 @@ def _checked(described: Decoder, model: nn.Module) -> Decoder:
 
 
 @torch.no_grad()
-@in_the_weights_dtype
 def _try_out(model: nn.Module, described: Decoder) -> None:
     rows = described.embedding.shape[0]
     tokens = torch.arange(3, device=described.embedding.device) * 7 % rows
-    with evaluation_mode(model), host_waits("whether a description gives the model's own logits"):
+    waits = host_waits("whether a description gives the model's own logits")
+    with evaluation_mode(model), waits, switched_off(tokens):
         given = tokens[None]
         expected = model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False).logits[0]
         # what is not finite in the model may be anything here: the generator says where it comes from

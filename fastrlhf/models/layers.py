@@ -1,17 +1,17 @@
 """The layers of a described model on any device and dtype, with attention as the caller has it.
 
 These are the operations' launchers without their registered operations: for forwards that no gradient goes through.
+The callers switch autocast off, under which PyTorch's own products would come out in another dtype than the weights'.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import torch
 
 from fastrlhf.kernels import QuantizedWeight, dispatch, native
+from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.kernels.cpu.linear import thin_linear
 from fastrlhf.models.decoder import MLP, Attention, Decoder, Layer, Norm, Projection
 
@@ -19,19 +19,6 @@ from fastrlhf.models.decoder import MLP, Attention, Decoder, Layer, Norm, Projec
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Product = Callable[[torch.Tensor, Projection], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]
-
-
-def in_the_weights_dtype(function):
-    """`function` without autocast, under which some products would come out in another dtype than the weights'."""
-
-    @functools.wraps(function)
-    def plain(*args, **options):
-        with ExitStack() as without:
-            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
-                without.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **options)
-
-    return plain
 
 
 def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
@@ -181,16 +168,16 @@ def packed_attention(decoder: Decoder, cu_seqlens: torch.Tensor, longest: int) -
     return attend
 
 
-@in_the_weights_dtype
 def run_packed(decoder: Decoder, tokens: torch.Tensor, watch=lambda index, hidden: None) -> torch.Tensor:
     """Logits `[T, V]` of one sequence `[T]`."""
     positions = torch.arange(len(tokens), device=tokens.device)
     cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
-    hidden = run_layers(
-        decoder,
-        embed(decoder, tokens, positions),
-        decoder.angles(positions),
-        packed_attention(decoder, cu_seqlens, len(tokens)),
-        watch=watch,
-    )
-    return project(hidden, decoder.head)
+    with switched_off(decoder.embedding):
+        hidden = run_layers(
+            decoder,
+            embed(decoder, tokens, positions),
+            decoder.angles(positions),
+            packed_attention(decoder, cu_seqlens, len(tokens)),
+            watch=watch,
+        )
+        return project(hidden, decoder.head)
