@@ -136,7 +136,7 @@ def bench_grad_input(measure, device, rows, shape):
     measure(
         named(rows, shape, "gradient of x"),
         ours,
-        eager=lambda: grad @ weight,
+        eager=through_autograd(x, weight, grad, of=0),
         oneDNN=lambda: onednn(grad, laid_out()),
         OpenBLAS=in_numpy(operator.matmul, grad, weight),
     )
@@ -160,10 +160,16 @@ def bench_grad_weight(measure, device, rows, shape):
     measure(
         named(rows, shape, "gradient of the weight"),
         ours,
-        eager=lambda: grad.T @ x,
+        eager=through_autograd(x, weight, grad, of=1),
         oneDNN=by_onednn,
         OpenBLAS=in_numpy(lambda grad, x: grad.T @ x, grad, x),
     )
+
+
+def through_autograd(x, weight, grad, *, of):
+    """PyTorch's gradient of x (of=0) or of the weight (of=1), asked for as ours is."""
+    y = torch.nn.functional.linear(x, weight)
+    return lambda: torch.autograd.grad(y, (x, weight)[of], grad, retain_graph=True)
 
 
 def in_numpy(product, *tensors):

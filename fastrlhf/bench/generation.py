@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +25,7 @@ PRECISIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True)
-class GenerationRow:
+class GenerationRow(Provenance):
     """One contender at one precision and batch over all rounds.
 
     Attributes:
@@ -37,7 +36,7 @@ class GenerationRow:
         tokens_per_second: response tokens of the batch over the median.
         peak_rss_mb: the process's largest resident memory (10^6 bytes), libraries included, the largest of the rounds.
         ours_faster: this contender's median seconds over ours of the same precision within a round: median, smallest
-            and largest of the rounds; NaN where our generator has not the precision.
+            and largest of the rounds.
     """
 
     model: str
@@ -57,14 +56,6 @@ class GenerationRow:
     ours_faster_high: float
     rounds: int
     repeats: int
-    cpu: str
-    cores: int
-    threads: int
-    fastrlhf: str
-    torch: str
-    transformers: str
-    peft: str
-    peer: str
 
 
 def converted(model: str, engine: Path, *, threads: int) -> Path:
@@ -151,10 +142,7 @@ def summarise(
         results = [one_round[name] for one_round in rounds]
         seconds = sorted(second for result in results for second in result["seconds"])
         p20, p50, p80 = (seconds[round(share * (len(seconds) - 1))] for share in (0.2, 0.5, 0.8))
-        faster = spread(
-            median(r[name]["seconds"]) / median(r["ours"]["seconds"]) if "ours" in r else float("nan")
-            for r in rounds
-        )
+        faster = spread(median(r[name]["seconds"]) / median(r["ours"]["seconds"]) for r in rounds)
         rows.append(
             GenerationRow(
                 model,
@@ -191,10 +179,9 @@ def show(rows: Sequence[GenerationRow]) -> None:
         case = f"{row.precision} batch {row.batch}"
         figures = [f"{row.generate_s_p50:.3g}", f"{row.tokens_per_second:.1f}", f"{row.peak_rss_mb:.0f}"]
         if row.contender != "ours":
-            absent = isnan(row.ours_faster)
             ratio = f"{row.ours_faster:.2f} ({row.ours_faster_low:.2f} to {row.ours_faster_high:.2f})"
             figures += [
-                "ours is not there" if absent else ratio,
+                ratio,
                 verdict(case, row.contender, "speed", row.ours_faster),
             ]
         table.add_row(case, row.contender, *figures)

@@ -24,7 +24,7 @@ PEERS = {"full": "trl", "eos": "trl", "lora": "trl+peft"}
 
 
 @dataclass(frozen=True)
-class StepRow:
+class StepRow(Provenance):
     """One contender of one mode and model over all rounds.
 
     Attributes:
@@ -59,14 +59,6 @@ class StepRow:
     ours_memory_high: float
     rounds: int
     steps: int
-    cpu: str
-    cores: int
-    threads: int
-    fastrlhf: str
-    torch: str
-    transformers: str
-    peft: str
-    peer: str
 
 
 def time_rounds(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastrlhf.doctor import cpu_name, version_of
 from fastrlhf.version import __version__
@@ -31,9 +31,9 @@ def spread(values: Iterable[float], digits: int = 3) -> Spread:
     return Spread(*(round(value, digits) for value in (median(values), min(values), max(values))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a row was measured on and with."""
+    """What a row was measured on and with; the last columns of every file."""
 
     cpu: str
     cores: int
@@ -51,8 +51,15 @@ def provenance(threads: int, *peers: str) -> Provenance:
     Args:
         peers: packages with versions that stand beside the environment, such as "trl==1.12.0".
     """
-    versions = (version_of(package) for package in ("torch", "transformers", "peft"))
-    return Provenance(cpu_name(), os.cpu_count() or 1, threads, __version__, *versions, " ".join(peers))
+    versions = {package: version_of(package) for package in ("torch", "transformers", "peft")}
+    return Provenance(
+        cpu=cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=threads,
+        fastrlhf=__version__,
+        **versions,
+        peer=" ".join(peers),
+    )
 
 
 def _order(text: str) -> tuple[int, str]:
@@ -60,8 +67,8 @@ def _order(text: str) -> tuple[int, str]:
     return (int(text), "") if text.isdecimal() else (0, text)
 
 
-def merge_csv(path: Path, rows: Sequence[Any], keys: Sequence[str]) -> list[dict[str, str]]:
-    """Write dataclass rows to `path`; rows that it holds of other cases stay.
+def merge_csv(path: Path, rows: Sequence[Provenance], keys: Sequence[str]) -> list[dict[str, str]]:
+    """Write rows to `path`; rows that it holds of other cases stay.
 
     Args:
         rows: at least one.
@@ -70,7 +77,8 @@ def merge_csv(path: Path, rows: Sequence[Any], keys: Sequence[str]) -> list[dict
     Returns:
         All rows of the file.
     """
-    columns = list(asdict(rows[0]))
+    last = {field.name for field in fields(Provenance)}
+    columns = sorted(asdict(rows[0]), key=lambda column: column in last)
     new = [{column: str(value) for column, value in asdict(row).items()} for row in rows]
     measured = {tuple(row[key] for key in keys) for row in new}
     kept = []

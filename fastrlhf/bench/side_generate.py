@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import fastrlhf
 from fastrlhf.bench import models
 from fastrlhf.bench.sides import serve
 from fastrlhf.generation import batches
@@ -39,7 +38,6 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def ours(job: dict[str, Any]) -> tuple[Generate, Any]:
     """The generator of our trainer."""
     model, tokenizer = models.policy_and_tokenizer(job["model"], ending=False)
-    fastrlhf.accelerate(model)
     weights = None if job["precision"] == "float32" else job["precision"]
 
     def generate(prompts: list[list[int]], length: int) -> int:

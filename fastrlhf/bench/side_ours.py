@@ -7,19 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-import fastrlhf
 from fastrlhf.bench import models, ppo_job
 from fastrlhf.bench.sides import serve
 from fastrlhf.demo.settings import Settings
 from fastrlhf.ppo import PPOConfig, PPOTrainer
-
-# What a user of ours switches on in each mode, beside the arguments that both sides are given.
-OURS: dict[str, dict[str, Any]] = {
-    "full": {"packing": True},
-    "eos": {"packing": True},
-    "lora": {"packing": True},
-    "time-to-reward": {"packing": True},
-}
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -35,12 +26,9 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
         reward, value = models.scalar_model_on(policy, seed=1), None
     else:
         reward, value = (models.scalar_model(job["model"], seed=seed) for seed in (1, 2))
-    for model in (policy, reward, value):
-        if model is not None:
-            fastrlhf.accelerate(model)
     times, lengths = ppo_job.StepTimes(), Lengths()
     trainer = PPOTrainer(
-        PPOConfig(**ppo_job.step_arguments(job, tokenizer), **OURS[job["mode"]]),
+        PPOConfig(**ppo_job.step_arguments(job, tokenizer)),
         tokenizer,
         policy,
         None,
@@ -58,14 +46,12 @@ def reach(job: dict[str, Any]) -> dict[str, Any]:
     """Train the demo's task until the reward is reached: an adapter on one base, with the demo's steering of the KL."""
     task = Settings()
     policy, tokenizer = models.policy_and_tokenizer(job["model"], ending=False)
-    fastrlhf.accelerate(policy)
     times = ppo_job.StepTimes(level=job["level"], window=job["window"], cap_s=job["cap_s"])
     trainer = PPOTrainer(
         PPOConfig(
             **ppo_job.reward_arguments(job),
             adaptive_kl_target=task.kl_target,
             adaptive_kl_horizon=task.kl_horizon,
-            **OURS["time-to-reward"],
         ),
         tokenizer,
         policy,

@@ -27,7 +27,7 @@ LEARNING_RATES = {
 
 
 @dataclass(frozen=True)
-class RewardRow:
+class RewardRow(Provenance):
     """One contender over all rounds.
 
     Attributes:
@@ -60,14 +60,6 @@ class RewardRow:
     ours_faster_low: float
     ours_faster_high: float
     rounds: int
-    cpu: str
-    cores: int
-    threads: int
-    fastrlhf: str
-    torch: str
-    transformers: str
-    peft: str
-    peer: str
 
 
 def time_rounds(

@@ -27,15 +27,17 @@ def test_ratios_are_formed_within_a_round_and_tokens_come_from_the_median():
     assert (other.peak_rss_mb, other.prompt, other.response, other.repeats) == (1234, 16, 48, 3)
 
 
-def test_without_our_precision_the_table_says_so(tmp_path, capsys, monkeypatch):
+def test_the_table_has_ratios_and_targets(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    rows = generation.summarise("smollm2", "int8", 8, [{"ctranslate2": side(2.0)}], **OPTIONS)
+    rows = generation.summarise(
+        "smollm2", "int8", 8, [{"ours": side(1.0), "ctranslate2": side(1.5)}], **OPTIONS
+    )
     rows += generation.summarise(
         "smollm2", "float32", 8, [{"ours": side(1.0), "ctranslate2": side(2.0)}], **OPTIONS
     )
     generation.show(rows)
     shown = capsys.readouterr().out
-    assert "ours is not there" in shown and "≥ 1.8: missed" in shown
+    assert "1.50 (1.50 to 1.50)" in shown and "≥ 1.8: missed" in shown
     assert "2.00 (2.00 to 2.00)" in shown and "≥ 1.8: met" in shown
     lines = [{name: str(value) for name, value in asdict(row).items()} for row in rows]
     generation.draw(lines, tmp_path / "found.png")

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastrlhf import kernels
 from fastrlhf.kernels.linear_logprob import _linear_logprob
 from fastrlhf.kernels.reference.linear_logprob import TILE_ROWS
-from tests.support.backends import interpreted
+from tests.support.backends import interpreted, on_triton
 from tests.support.memory import allocations
 from tests.support.precision import assert_as_good_as
 
@@ -253,9 +253,12 @@ def test_memory_is_tiles_never_whole_logits(device, dtype, needed, few_held_grad
     for small, large in zip(
         used_memory(few, device, dtype, needed), used_memory(many, device, dtype, needed), strict=True
     ):
-        assert large.largest <= many * 2003 * 4 / 7, "tiles of the logits"
-        per_row = (large.peak - small.peak) / (many - few)
-        assert per_row <= 2003 * 4 / 10, "slopes, gradients, and the sums of each part of the vocabulary"
+        # Triton holds at least 128 words of two gradients, and sums of each part of the vocabulary
+        held, kept = (2003 * 4 / 7, 2003 * 4 / 10) if on_triton() else (2003 * 4 / 8, 4 * 12 * 8)
+        assert large.largest <= many * held, "tiles of the logits"
+        assert (large.peak - small.peak) / (many - few) <= kept, (
+            "slopes, their sums over parts of the vocabulary, gradients: all of width 8"
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,12 @@ def backends_of(operation: str) -> list:
 
 def interpreted() -> bool:
     """Whether the operations of a test run in Triton's interpreter, which takes a second for a few rows."""
-    return dispatch.forced_backend() == "triton" and triton.interpreted()
+    return on_triton() and triton.interpreted()
+
+
+def on_triton() -> bool:
+    """Whether the operations of a test run on Triton."""
+    return dispatch.forced_backend() == "triton"
 
 
 def needs_many_rows() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.precision import assert_as_good_as
+from tests.support.precision import assert_as_good_as, assert_as_good_on_average
 
 ONE_ULP = 2.0**-23  # of float32 numbers in [1, 2)
 
@@ -84,3 +84,17 @@ def test_refuses_what_cannot_be_compared():
         assert_as_good_as(f32(1.0), f32(1.0), f64(1.0, 2.0))
     with pytest.raises(AssertionError, match=r"expected torch\.float64"):
         assert_as_good_as(f32(1.0), f32(1.0), f32(1.0))
+
+
+def test_on_average_each_error_counts_and_so_does_the_largest():
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.rand(1000, generator=generator, dtype=torch.float64) + 1.0
+    noise = 1e-5 * torch.randn(1000, generator=generator, dtype=torch.float64)
+    plain = (exact + noise).float()
+    assert_as_good_on_average((exact - 1.9 * noise).float(), plain, exact)
+    with pytest.raises(AssertionError, match=r"2 times plain"):
+        assert_as_good_on_average((exact + 2.2 * noise).float(), plain, exact)
+    outlier = noise.clone()
+    outlier[3] = 5 * noise.abs().max()
+    with pytest.raises(AssertionError, match=r"4 times plain"):
+        assert_as_good_on_average((exact + outlier).float(), plain, exact)
