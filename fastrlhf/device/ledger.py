@@ -13,7 +13,10 @@ from math import inf
 import torch
 
 from fastrlhf.device.observe import Cost, reason_to_wait
+from fastrlhf.device.pinned import Pinned
+from fastrlhf.device.profiles import Profile
 from fastrlhf.device.streams import Streams
+from fastrlhf.device.timeline import TO_DEVICE, TO_HOST, Timeline
 
 POISON = 0xFF  # bytes of all ones are NaN in every float type, and -1 in every integer type
 _refused: deque[int] = deque(maxlen=8)  # the last backward passes that ended, or will, with an error
@@ -71,10 +74,14 @@ class Ledger:
         launches: kernels by name (views and copies are none). cost: what they had to read, write and compute.
         waits: how often the host waited, by reason (or by operation, where none was given).
         poison: whether fresh and freed memory is filled with NaN.
+        pinned: the memory of the host that is pinned for this device.
+        timeline: when all of it would happen on the card of a profile, or None where there is none.
     """
 
-    def __init__(self, capacity: float = inf, poison: bool = True):
+    def __init__(self, capacity: float = inf, poison: bool = True, profile: Profile | None = None):
         self.capacity, self.poison = capacity, poison
+        self.pinned = Pinned()
+        self.timeline = Timeline(profile) if profile else None
         self.live = 0
         self.holders: Counter[str] = Counter()
         self._pieces: Counter[str] = Counter()
@@ -91,6 +98,8 @@ class Ledger:
         self.launches: Counter[str] = Counter()
         self.cost = Cost()
         self.waits: Counter[str] = Counter()
+        if self.timeline:
+            self.timeline.reset()
 
     # Memory
 
@@ -154,10 +163,32 @@ class Ledger:
 
     # Work
 
-    def kernel(self, name: str, cost: Cost) -> None:
-        """One launch. A timeline, with the seconds of a card's profile, would be written here."""
+    def kernel(self, name: str, cost: Cost, dtype: torch.dtype, tf32: bool = False) -> None:
+        """One launch on the current stream.
+
+        Args:
+            dtype: what it computes in; tf32: whether it may round float32 to it.
+        """
         self.launches[name] += 1
         self.cost = Cost(*(total + one for total, one in zip(self.cost, cost, strict=True)))
+        if self.timeline:
+            rate = self.timeline.profile.rate(dtype, tf32)
+            self.timeline.kernel(self.streams.current, name, cost.read + cost.written, cost.flops, rate)
+
+    def copy(self, size: int, *, to_device: bool, pinned: bool, blocking: bool) -> None:
+        """A copy between the host and the device on the current stream; the host's end is `pinned` or not."""
+        if to_device:
+            self.to_device += size
+        else:
+            self.to_host += size
+        if self.timeline:
+            lane = TO_DEVICE if to_device else TO_HOST
+            self.timeline.copy(self.streams.current, lane, size, pinned=pinned, blocking=blocking)
+
+    def host_work(self, name: str, cost: Cost) -> None:
+        """One of our operations ran on tensors of the host."""
+        if self.timeline:
+            self.timeline.host_work(name, cost.read + cost.written)
 
     # The host
 
@@ -170,8 +201,8 @@ class Ledger:
         finally:
             self._steps -= 1
 
-    def wait(self, operation: str) -> None:
-        """The host waits for the device, in `operation`."""
+    def wait(self, operation: str, until: float = 0.0) -> None:
+        """The host waits for the device, in `operation`, until a time on the clock of the timeline."""
         reason = reason_to_wait()
         if reason is None and self._steps:
             refuse(
@@ -181,6 +212,13 @@ class Ledger:
                 )
             )
         self.waits[reason or operation] += 1
+        if self.timeline:
+            self.timeline.host_waits(until)
+
+    def wait_for_stream(self) -> None:
+        """The host goes on when the current stream is done: the end of a wait that `wait` counted."""
+        if self.timeline:
+            self.timeline.host_waits(self.streams.current.ready)
 
 
 def megabytes(size: float) -> str:
