@@ -7,11 +7,11 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import inf
 
 import torch
 
+from fastrlhf.device.holdings import Holdings, Piece
 from fastrlhf.device.observe import Cost, reason_to_wait
 from fastrlhf.device.pinned import Pinned
 from fastrlhf.device.profiles import Profile
@@ -28,15 +28,6 @@ class HostWaitError(RuntimeError):
 
 class UseAfterFreeError(RuntimeError):
     """An operation touched memory that was given back."""
-
-
-@dataclass
-class Piece:
-    """Memory of the device: where its values are, who holds it, and the bytes that are booked."""
-
-    storage: torch.UntypedStorage
-    holder: str
-    booked: int = 0
 
 
 def refuse(error: RuntimeError) -> None:
@@ -69,7 +60,8 @@ class Ledger:
 
     Attributes:
         capacity: bytes that fit.
-        live, peak: bytes held now, and the most at once; at_peak: the holders then.
+        holdings: who holds the memory.
+        backward_holder: who holds what a backward allocates where no label does; None: the operation that made it.
         to_device, to_host: bytes that crossed.
         launches: kernels by name (views and copies are none). cost: what they had to read, write and compute.
         waits: how often the host waited, by reason (or by operation, where none was given).
@@ -82,9 +74,8 @@ class Ledger:
         self.capacity, self.poison = capacity, poison
         self.pinned = Pinned()
         self.timeline = Timeline(profile) if profile else None
-        self.live = 0
-        self.holders: Counter[str] = Counter()
-        self._pieces: Counter[str] = Counter()
+        self.holdings = Holdings()
+        self.backward_holder: str | None = None
         self._allocations: weakref.WeakValueDictionary[int, Allocation] = weakref.WeakValueDictionary()
         self._labels: list[str] = []
         self._steps = 0
@@ -93,7 +84,7 @@ class Ledger:
 
     def reset(self) -> None:
         """Start counting again; what is held stays held."""
-        self.peak, self.at_peak = self.live, Counter(self.holders)
+        self.holdings.restart()
         self.to_device = self.to_host = 0
         self.launches: Counter[str] = Counter()
         self.cost = Cost()
@@ -103,17 +94,36 @@ class Ledger:
 
     # Memory
 
+    @property
+    def live(self) -> int:
+        """Bytes held now."""
+        return self.holdings.live
+
+    @property
+    def peak(self) -> int:
+        """The most bytes held at once."""
+        return self.holdings.peak
+
+    @property
+    def holders(self) -> Counter[str]:
+        """Bytes held now, by holder."""
+        return self.holdings.holders
+
+    @property
+    def at_peak(self) -> Counter[str]:
+        """Bytes held at the peak, by holder."""
+        return self.holdings.at_peak
+
     def allocation(self, storage: torch.UntypedStorage, maker: str, stream: object) -> Allocation:
         """The allocation that `storage` is, made on `stream` by `maker` if it is new."""
         known = self._allocations.get(storage._cdata)
         if known is not None:
             self._book(known.piece, maker)  # `resize_` has perhaps made it larger
             return known
-        piece = Piece(storage, " / ".join(self._labels) or maker)
+        piece = Piece(storage, self._holder(maker))
         self._book(piece, maker)
         made = Allocation(piece, stream)
         self._allocations[storage._cdata] = made
-        self._pieces[piece.holder] += 1
         made.release = weakref.finalize(made, self._release, piece)
         made.release.atexit = False
         return made
@@ -122,11 +132,13 @@ class Ledger:
         more = piece.storage.nbytes() - piece.booked
         if self.live + more > self.capacity:
             refuse(torch.OutOfMemoryError(self._out_of_memory(more, maker)))
-        piece.booked += more
-        self.live += more
-        self.holders[piece.holder] += more
-        if self.live > self.peak:
-            self.peak, self.at_peak = self.live, Counter(self.holders)
+        self.holdings.book(piece, piece.storage.nbytes())
+
+    def _holder(self, maker: str) -> str:
+        if self._labels:
+            return self._labels[-1]
+        in_backward = torch._C._current_graph_task_id() != -1
+        return self.backward_holder or maker if in_backward else maker
 
     def free(self, allocation: Allocation) -> None:
         """Give memory back although tensors are left: whoever touches it gets an error."""
@@ -134,17 +146,14 @@ class Ledger:
         allocation.release()
 
     def _release(self, piece: Piece) -> None:
-        self.live -= piece.booked
-        self.holders[piece.holder] -= piece.booked
-        self._pieces[piece.holder] -= 1
-        if not self._pieces[piece.holder]:
-            del self.holders[piece.holder], self._pieces[piece.holder]
+        self.holdings.drop(piece)
         if self.poison:
             piece.storage.fill_(POISON)
 
     def _out_of_memory(self, size: int, maker: str) -> str:
+        pieces = Counter(piece.holder for piece in self.holdings.pieces)
         held = ", ".join(
-            f"{megabytes(total)} by {holder} ({self._pieces[holder]})"
+            f"{megabytes(total)} by {holder} ({pieces[holder]})"
             for holder, total in self.holders.most_common(8)
         )
         return (
@@ -154,12 +163,21 @@ class Ledger:
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
-        """What is allocated in the block is held by `name`, in messages and in `holders`."""
-        self._labels.append(name)
+        """What is allocated in the block is held by `name`, in messages and in `holders`; within another label, by
+        both."""
+        self.enter(" / ".join((*self._labels[-1:], name)))
         try:
             yield
         finally:
-            self._labels.pop()
+            self.leave()
+
+    def enter(self, holder: str) -> None:
+        """Until `leave`, what is allocated is held by `holder`, whatever label this is within."""
+        self._labels.append(holder)
+
+    def leave(self) -> None:
+        """The end of what `enter` began."""
+        self._labels.pop()
 
     # Work
 
