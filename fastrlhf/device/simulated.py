@@ -31,7 +31,7 @@ import torch
 from torch.utils import _foreach_utils
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from fastrlhf.device import sim_tensor
+from fastrlhf.device import sim_attention, sim_tensor
 from fastrlhf.device.ledger import Ledger
 from fastrlhf.device.observe import observing
 from fastrlhf.device.profiles import Profile
@@ -40,7 +40,7 @@ from fastrlhf.device.sim_tensor import NAME, SimTensor, active
 from fastrlhf.device.stand_ins import stand_ins
 from fastrlhf.device.streams import Event, Stream
 
-_library: list[torch.library.Library] = []
+_libraries: list[torch.library.Library] = []
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _claim() -> None:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
-    _library.append(library)
+    _libraries.extend([library, *sim_attention.register()])
 
 
 class _Module:

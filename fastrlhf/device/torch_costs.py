@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fastrlhf.device import sim_attention
 from fastrlhf.device.observe import Cost
 
 # They read the shape of a tensor and not its values.
@@ -82,6 +83,8 @@ def _elements(tensor: torch.Tensor) -> int:
 
 
 def _flops(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
+    if func.namespace == sim_attention.NAMESPACE:
+        return sim_attention.flops(func._schema.name, *args)
     formula = flop_registry.get(func._overloadpacket)
     return int(formula(*args, **kwargs, out_val=out)) if formula else 0
 
