@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastrlhf.bench.launches_command import add_launches
 from fastrlhf.bench.peer_commands import add_generate, add_ppo_vs_trl
 
 CASES = Path(__file__).parents[2] / "benchmarks" / "kernels"
@@ -33,6 +34,7 @@ def add_bench(subparsers: argparse._SubParsersAction) -> None:
     kernels.set_defaults(run=_kernels)
     add_ppo_vs_trl(questions)
     add_generate(questions)
+    add_launches(questions)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:

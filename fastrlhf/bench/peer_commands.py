@@ -122,9 +122,9 @@ def _ppo_vs_trl(arguments: argparse.Namespace) -> int:
     if arguments.quick:
         arguments.model, arguments.steps, arguments.rounds = "tiny", 1, 1
         arguments.level, arguments.window = -1.0, 1
-    _need_model(arguments.model)
-    trl = _peer(TRL, arguments.quick)
-    with _failures():
+    need_model(arguments.model)
+    trl = peer_folder(TRL, arguments.quick)
+    with failures():
         return (_time_to_reward if arguments.mode == REWARD_MODE else _steps)(arguments, trl)
 
 
@@ -158,9 +158,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise SystemExit("fastrlhf bench: --temperature takes a number of at least 0")
     if arguments.quick:
         arguments.model, arguments.batch, arguments.repeats, arguments.rounds = "tiny", [2], 1, 1
-    _need_model(arguments.model)
-    engine = _peer(CTRANSLATE2, arguments.quick)
-    with _failures():
+    need_model(arguments.model)
+    engine = peer_folder(CTRANSLATE2, arguments.quick)
+    with failures():
         return _generations(arguments, engine)
 
 
@@ -191,7 +191,7 @@ def _generations(arguments: argparse.Namespace, engine: Path | None) -> int:
     return _report(bench, rows, ("model", "precision", "batch"), arguments, "generate")
 
 
-def _need_model(model: str) -> None:
+def need_model(model: str) -> None:
     """Convert SmolLM2 now if it never was, so that no side is timed doing it; without its package, the end."""
     if model != "smollm2":
         return
@@ -205,7 +205,7 @@ def _need_model(model: str) -> None:
 
 
 @contextmanager
-def _failures():
+def failures():
     """A side that fails ends the command with its last words."""
     try:
         yield
@@ -213,7 +213,7 @@ def _failures():
         raise SystemExit(f"fastrlhf bench: {error}") from None
 
 
-def _peer(peer: Peer, quick: bool) -> Path | None:
+def peer_folder(peer: Peer, quick: bool) -> Path | None:
     """The peer's folder; without it, None in a quick run and otherwise the end."""
     try:
         return install(peer)
@@ -228,7 +228,7 @@ def _report(bench, rows, keys: tuple[str, ...], arguments: argparse.Namespace, n
     """Table, CSV and plot. The plot has all rows of the file, of earlier runs too."""
     from fastrlhf.bench.results import merge_csv
 
-    out = arguments.out or _results_folder(arguments.quick)
+    out = arguments.out or results_folder(arguments.quick)
     lines = merge_csv(out / f"{name}.csv", rows, keys)
     bench.draw(lines, out / f"{name}.png")
     bench.show(rows)
@@ -236,7 +236,8 @@ def _report(bench, rows, keys: tuple[str, ...], arguments: argparse.Namespace, n
     return 0
 
 
-def _results_folder(quick: bool) -> Path:
+def results_folder(quick: bool) -> Path:
+    """Where the results go unless `--out` says."""
     if quick:
         return Path(tempfile.mkdtemp(prefix="fastrlhf-bench-quick-"))
     return BENCHMARKS / "results" if BENCHMARKS.is_dir() else Path.cwd()

@@ -12,8 +12,9 @@ class Target:
     Attributes:
         case: what is compared: mode and model, or precision and batch.
         peer: whom ours is compared with.
-        figure: "speed", how many times faster ours is, or "memory", our peak resident memory as a share of the peer's.
-        bound: at least this for a speed, at most this for memory.
+        figure: "speed", how many times faster ours is; or what ours has as a share of the peer's: "memory" (peak
+            resident), "launches" (kernels) or "bytes" (that they move).
+        bound: at least this for a speed, at most this for a share.
     """
 
     case: str
@@ -25,7 +26,7 @@ class Target:
         """The bound, and whether `value` meets it."""
         met = value >= self.bound if self.figure == "speed" else value <= self.bound
         sign = "≥" if self.figure == "speed" else "≤"
-        return f"{sign} {self.bound:g}: {'met' if met else 'missed'}"
+        return f"{sign} {self.bound:.3g}: {'met' if met else 'missed'}"
 
 
 TARGETS = (
@@ -42,6 +43,12 @@ TARGETS = (
     Target("float32 batch 16", "ctranslate2", "speed", 1.8),
     Target("int8 batch 8", "ctranslate2", "speed", 1.8),
     Target("int8 batch 16", "ctranslate2", "speed", 1.3),
+    Target("full 17m", "trl", "launches", 1 / 3),
+    Target("full 17m", "trl", "bytes", 0.75),
+    Target("lora 17m", "trl+peft", "launches", 0.25),
+    Target("full smollm2", "trl", "launches", 1 / 3),
+    Target("full smollm2", "trl", "bytes", 0.75),
+    Target("lora smollm2", "trl+peft", "launches", 0.25),
 )
 
 

@@ -19,27 +19,33 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(job: dict[str, Any]) -> dict[str, Any]:
-    """Time steps. `full` and `eos` train four separate models; `lora` has one base for all four roles."""
+    """Time steps."""
+    times, lengths = ppo_job.StepTimes(), Lengths()
+    step_trainer(job, [times, lengths]).train()
+    return ppo_job.step_result(times.steps, times.phases, lengths.means)
+
+
+def step_trainer(
+    job: dict[str, Any], callbacks: list[TrainerCallback], config: type[PPOConfig] = PPOConfig
+) -> PPOTrainer:
+    """`full` and `eos` train four separate models; `lora` has one base for all four roles."""
     shared = job["mode"] == "lora"
     policy, tokenizer = models.policy_and_tokenizer(job["model"], ending=job["mode"] == "eos")
     if shared:
         reward, value = models.scalar_model_on(policy, seed=1), None
     else:
         reward, value = (models.scalar_model(job["model"], seed=seed) for seed in (1, 2))
-    times, lengths = ppo_job.StepTimes(), Lengths()
-    trainer = PPOTrainer(
-        PPOConfig(**ppo_job.step_arguments(job, tokenizer)),
+    return PPOTrainer(
+        config(**ppo_job.step_arguments(job, tokenizer)),
         tokenizer,
         policy,
         None,
         reward,
         ppo_job.step_dataset(job, tokenizer),
         value,
-        callbacks=[times, lengths],
+        callbacks=callbacks,
         peft_config=ppo_job.lora_of_rank_8() if shared else None,
     )
-    trainer.train()
-    return ppo_job.step_result(times.steps, times.phases, lengths.means)
 
 
 def reach(job: dict[str, Any]) -> dict[str, Any]:

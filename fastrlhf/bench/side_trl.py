@@ -26,24 +26,32 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(job: dict[str, Any]) -> dict[str, Any]:
-    """Time steps. TRL needs a reward and a value model of their own in every mode; with PEFT no reference model."""
+    """Time steps."""
+    times = ppo_job.StepTimes()
+    trainer = step_trainer(job, [times])
+    watch = PhaseWatch(trainer.reward_model)
+    trainer.add_callback(watch)
+    trainer.train()
+    return ppo_job.step_result(times.steps, watch.phases, watch.lengths)
+
+
+def step_trainer(
+    job: dict[str, Any], callbacks: list[TrainerCallback], config: type[PPOConfig] = PPOConfig
+) -> PPOTrainer:
+    """TRL needs a reward and a value model of their own in every mode; with PEFT no reference model."""
     policy, tokenizer = models.policy_and_tokenizer(job["model"], ending=job["mode"] == "eos")
     reward, value = (models.scalar_model(job["model"], seed=seed) for seed in (1, 2))
-    times = ppo_job.StepTimes()
-    watch = PhaseWatch(reward)
-    trainer = PPOTrainer(
-        PPOConfig(**ppo_job.step_arguments(job, tokenizer)),
+    return PPOTrainer(
+        config(**ppo_job.step_arguments(job, tokenizer)),
         tokenizer,
         policy,
         None,
         reward,
         ppo_job.step_dataset(job, tokenizer),
         value,
-        callbacks=[times, watch],
+        callbacks=callbacks,
         peft_config=ppo_job.lora_of_rank_8() if job["mode"] == "lora" else None,
     )
-    trainer.train()
-    return ppo_job.step_result(times.steps, watch.phases, watch.lengths)
 
 
 def reach(job: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError, refuse
 from fastrlhf.device.observe import Cost, Kernel, nbytes
+from fastrlhf.device.torch_costs import dtype, size, torch_cost
 
+NAME = "sim"
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_to_copy"}
 EMPTY = {
     "aten::empty",
@@ -160,7 +162,8 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     _check_usable(name, tensors, ours, copies=name in COPIES)
     if name in COPIES:
         return _copy(func, args, kwargs)
-    if _makes_host_wait(name, args, kwargs):
+    waits = _makes_host_wait(name, args, kwargs)
+    if waits:
         ledger.wait(name)
     ledger.streams.current.land()
 
@@ -182,7 +185,10 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             for tensor in fresh:
                 tensor.elem.untyped_storage().fill_(POISON)
     elif (fresh or func._schema.is_mutable) and not name.startswith("fastrlhf::"):
-        ledger.kernel(name, Cost(nbytes(*ours), nbytes(*fresh, *_written(func._schema, args, kwargs))))
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        ledger.kernel(name, torch_cost(func, args, kwargs, wrapped, fresh), dtype(*ours, *fresh), tf32)
+    if waits:
+        ledger.wait_for_stream()
     return wrapped
 
 
@@ -190,15 +196,17 @@ def observe(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     """An operation of ours, called for tensors of sim:0 or within a registered operation on them: one launch."""
     tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
-    if not ours and _place != Place.REGISTERED:
-        return kernel.run(*args)
     ledger = active()
+    if not ours and _place != Place.REGISTERED:
+        if _place == Place.OUTSIDE:
+            ledger.host_work(kernel.operation, kernel.cost(*args))
+        return kernel.run(*args)
     if ours:
         _check_usable(kernel.operation, tensors, ours)
         ledger.streams.current.land()
     with _in(Place.KERNEL):
         out = kernel.run(*unwrap(args))
-    ledger.kernel(kernel.operation, kernel.cost(*args))
+    ledger.kernel(kernel.operation, kernel.cost(*args), dtype(*tensors))
     return wrap(out, ours, kernel.operation) if ours else out
 
 
@@ -241,14 +249,6 @@ def _fresh(tree: Any, ours: list[SimTensor]) -> list[SimTensor]:
     ]
 
 
-def _written(schema: Any, args: tuple, kwargs: dict[str, Any]) -> list[SimTensor]:
-    """The arguments that an operation changes in place."""
-    named = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
-    marked = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    leaves = tree_leaves([named.get(name) for name in marked])
-    return [leaf for leaf in leaves if isinstance(leaf, SimTensor)]
-
-
 def _check_usable(
     name: str, tensors: list[torch.Tensor], ours: list[SimTensor], copies: bool = False
 ) -> None:
@@ -289,7 +289,7 @@ def _copy(func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         return _copy_to_new(func, args[0], kwargs)
     source, target = (args[1], args[0]) if name == "aten::copy_" else args[:2]
     non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-    _begin(source, target)
+    _begin(source, target, non_blocking)
     if not _lands_late(source, target, non_blocking):
         _arrive(source, target)
         unwrap(target).copy_(unwrap(source))
@@ -307,7 +307,9 @@ def _copy_to_new(func: Any, source: torch.Tensor, kwargs: dict[str, Any]) -> tor
         active().streams.current.land()
     values = func(unwrap(source), **{**kwargs, "device": "cpu", "non_blocking": False})
     target = values if device.type == "cpu" else SimTensor(values, _describe("aten::_to_copy", values))
-    _begin(source, target)
+    if device.type == "cpu" and non_blocking:
+        active().pinned.add(target)  # as PyTorch does, so that the host need not wait
+    _begin(source, target, non_blocking)
     if _lands_late(source, target, non_blocking):
         _enqueue(source, target)
     else:
@@ -315,19 +317,20 @@ def _copy_to_new(func: Any, source: torch.Tensor, kwargs: dict[str, Any]) -> tor
     return target
 
 
-def _begin(source: torch.Tensor, target: torch.Tensor) -> None:
+def _begin(source: torch.Tensor, target: torch.Tensor, non_blocking: bool) -> None:
     """Books the bytes: within the device a copy is a kernel."""
     ledger, from_sim, to_sim = active(), isinstance(source, SimTensor), isinstance(target, SimTensor)
     if from_sim and to_sim:
-        ledger.kernel("aten::copy_", Cost(nbytes(source), nbytes(target)))
-    elif to_sim:
-        ledger.to_device += nbytes(source)
-    else:
-        ledger.to_host += nbytes(source)
+        ledger.kernel("aten::copy_", Cost(size(source), size(target)), dtype(target))
+        return
+    pinned = ledger.pinned.holds(source if to_sim else target)
+    ledger.copy(nbytes(source), to_device=to_sim, pinned=pinned, blocking=not non_blocking)
 
 
 def _lands_late(source: torch.Tensor, target: torch.Tensor, non_blocking: bool) -> bool:
-    return non_blocking and isinstance(source, SimTensor) != isinstance(target, SimTensor)
+    """A copy to memory of the host that is not pinned is done when the call returns, whoever asked it not to block."""
+    from_sim, to_sim = isinstance(source, SimTensor), isinstance(target, SimTensor)
+    return non_blocking and from_sim != to_sim and (to_sim or active().pinned.holds(target))
 
 
 def _arrive(source: torch.Tensor, target: torch.Tensor) -> None:

@@ -9,7 +9,8 @@
 Values are computed on the CPU, those of our operations by our CPU kernels. What is simulated are a GPU's rules and
 books: memory with a capacity, bytes to and from the host, kernels launched, errors where an operation mixes devices or,
 inside a step, makes the host wait, and copies that land late (see `streams`). An operation of ours is one launch, with
-the cost that it declares; its temporaries are not counted. Seconds are not simulated.
+the cost that it declares; its temporaries are not counted. With the profile of a card, `device.timeline` says when each
+kernel and copy would run on it.
 
 PyTorch has one place for a foreign device in a process, and cannot take it back: after the block the name stays, and
 using it raises. While registered, `torch.accelerator.is_available()` stays False, so that loaders do not pin memory for
@@ -30,51 +31,59 @@ import torch
 from torch.utils import _foreach_utils
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from fastrlhf.device import sim_tensor
+from fastrlhf.device import sim_attention, sim_tensor
 from fastrlhf.device.ledger import Ledger
 from fastrlhf.device.observe import observing
-from fastrlhf.device.sim_tensor import SimTensor, active
+from fastrlhf.device.profiles import Profile
+from fastrlhf.device.profiles import profile as named_profile
+from fastrlhf.device.sim_tensor import NAME, SimTensor, active
+from fastrlhf.device.stand_ins import stand_ins
 from fastrlhf.device.streams import Event, Stream
 
-NAME = "sim"
-_library: list[torch.library.Library] = []
+_libraries: list[torch.library.Library] = []
 
 
 @contextmanager
-def registered(capacity: float = inf, *, poison: bool = True) -> Iterator[Ledger]:
+def registered(
+    capacity: float | None = None, *, poison: bool = True, profile: str | Profile | None = None
+) -> Iterator[Ledger]:
     """sim:0, for the block, with books of its own.
 
     Args:
-        capacity: its memory in bytes.
+        capacity: its memory in bytes; by default the profile's, without one no limit.
         poison: fill fresh and freed memory with NaN.
+        profile: the card whose seconds `Ledger.timeline` counts, or its name in `profiles.PROFILES`; None: no seconds.
 
     Raises:
+        ValueError: there is no profile of that name.
         RuntimeError: another foreign device has PyTorch's place already.
     """
     _claim()
-    ledger = Ledger(capacity, poison)
-    makers = {name: getattr(torch, name) for name in ("tensor", "as_tensor")}
+    if isinstance(profile, str):
+        profile = named_profile(profile)
+    if capacity is None:
+        capacity = profile.capacity if profile else inf
+    ledger = Ledger(capacity, poison, profile)
     supported, swap = (
         _foreach_utils._foreach_supported_types,
         torch.__future__.get_swap_module_params_on_conversion(),
     )
     sim_tensor._active.append(ledger)
     try:
-        # these two make their result in C++ without asking the device (an assertion fails there)
-        for name, maker in makers.items():
-            setattr(torch, name, _made_on_host(maker))
         # `nn.Module.to` then changes parameters in place both ways, as it does for a GPU
         torch.__future__.set_swap_module_params_on_conversion(True)
         supported.append(SimTensor)
         # Autograd starts a thread for each device that it finds at the first backward of the process, and none later:
         # here the backward runs in the thread that asks for it.
-        with observing(sim_tensor.observe), torch.autograd.set_multithreading_enabled(False):
+        with (
+            stand_ins(),
+            observing(sim_tensor.observe),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             yield ledger
     finally:
         supported.remove(SimTensor)
         torch.__future__.set_swap_module_params_on_conversion(swap)
-        for name, maker in makers.items():
-            setattr(torch, name, maker)
         sim_tensor._active.remove(ledger)
 
 
@@ -92,18 +101,7 @@ def _claim() -> None:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
-    _library.append(library)
-
-
-def _made_on_host(maker: Any) -> Any:
-    def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        if device is None or torch.device(device).type != NAME:
-            return maker(*args, device=device, **kwargs)
-        requires_grad = kwargs.pop("requires_grad", False)
-        made = maker(*args, **kwargs).to(device)
-        return made.requires_grad_() if requires_grad else made
-
-    return make
+    _libraries.extend([library, *sim_attention.register()])
 
 
 class _Module:

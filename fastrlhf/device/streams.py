@@ -11,16 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# Called when the host waits, with what it waits in and the time until which it does.
+OnWait = Callable[[str, float], None]
+
 
 class Stream:
     """A queue of copies that are under way; the names are those of `torch.cuda.Stream`.
 
     Args:
-        on_wait: called when the host waits for the stream, with what it waits in.
+        on_wait: called when the host waits for the stream.
+
+    Attributes:
+        ready: when all that the stream was given is done, on the clock of the timeline (0 where there is none).
     """
 
-    def __init__(self, on_wait: Callable[[str], None]):
+    def __init__(self, on_wait: OnWait):
         self.on_wait = on_wait
+        self.ready = 0.0
         self._copies: deque[Callable[[], None]] = deque()
         self.landed = 0
 
@@ -48,14 +55,16 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """What this stream does next comes after the event. The host does not wait."""
         event.land()
+        self.ready = max(self.ready, event.time)
 
     def wait_stream(self, stream: Stream) -> None:
         """What this stream does next comes after all that is in `stream` now."""
         stream.land()
+        self.ready = max(self.ready, stream.ready)
 
     def synchronize(self) -> None:
         """The host waits for all that is in the queue."""
-        self.on_wait("Stream.synchronize")
+        self.on_wait("Stream.synchronize", self.ready)
         self.land()
 
     def query(self) -> bool:
@@ -68,17 +77,22 @@ class Event:
 
     Args:
         streams: whose current stream is meant where none is named.
+
+    Attributes:
+        time: when what was recorded is done, on the clock of the timeline.
     """
 
     def __init__(self, streams: Streams):
         self._streams = streams
         self._stream: Stream | None = None
         self._after = 0
+        self.time = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
         """Mark the place after what is in the queue of `stream` (the current one if None) now."""
         self._stream = stream or self._streams.current
         self._after = self._stream.enqueued
+        self.time = self._stream.ready
 
     def land(self) -> None:
         """Let all that was recorded arrive; an event that was never recorded has nothing to wait for."""
@@ -92,8 +106,12 @@ class Event:
     def synchronize(self) -> None:
         """The host waits for this event."""
         if self._stream is not None:
-            self._stream.on_wait("Event.synchronize")
+            self._stream.on_wait("Event.synchronize", self.time)
         self.land()
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds on the clock of the timeline from this event to `later`."""
+        return 1e3 * (later.time - self.time)
 
     def query(self) -> bool:
         """Whether all that was recorded has arrived."""
@@ -103,7 +121,7 @@ class Event:
 class Streams:
     """The streams of a device: the one that is current, and all those that a wait for the device waits for."""
 
-    def __init__(self, on_wait: Callable[[str], None]):
+    def __init__(self, on_wait: OnWait):
         self._on_wait = on_wait
         self._all: list[Stream] = []
         self._stack = [self.new()]
@@ -130,6 +148,6 @@ class Streams:
 
     def synchronize(self) -> None:
         """The host waits for everything."""
-        self._on_wait("synchronize")
+        self._on_wait("synchronize", max(stream.ready for stream in self._all))
         for stream in self._all:
             stream.land()

@@ -147,7 +147,7 @@ def draw_plots(
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    Figure = _figure_class()
+    Figure = figure_class()
     theme = DARK if dark else LIGHT
     summary = summary or {}
     out_dir = Path(out_dir)
@@ -162,11 +162,11 @@ def draw_plots(
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
             draw_panel(axes, panel, rows, summary, theme)
         figure.align_ylabels()
-        files[name] = _save(figure, out_dir / f"{name}.png", theme)
+        files[name] = save(figure, out_dir / f"{name}.png", theme)
     if measured:
         panels = [panel for name in _OVERVIEW for panel in measured.get(name, [])][:_MOST_PANELS]
         figure = _draw_overview(Figure, panels, rows, summary, theme)
-        files["overview"] = _save(figure, out_dir / "overview.png", theme)
+        files["overview"] = save(figure, out_dir / "overview.png", theme)
     return files
 
 
@@ -195,13 +195,13 @@ def _draw_overview(Figure, panels: list[Panel], rows, summary: Mapping[str, Any]
     return figure
 
 
-def _save(figure, path: Path, theme: Theme) -> Path:
-    # Without the name and version of the program that drew it, the same run gives the same bytes.
+def save(figure, path: Path, theme: Theme) -> Path:
+    """Write `figure` as PNG; without the name and version of the program, the same run gives the same bytes."""
     figure.savefig(path, format="png", facecolor=theme.paper, metadata={"Software": None})
     return path
 
 
-def _figure_class():
+def figure_class():
     """matplotlib's Figure, which unlike pyplot keeps no state and, when saved as PNG, draws with Agg."""
     try:
         from matplotlib.figure import Figure

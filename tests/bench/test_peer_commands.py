@@ -83,12 +83,12 @@ def test_quick_without_trl_runs_ours_from_end_to_end(no_peers, tmp_path, capsys)
 
 
 def test_results_go_into_a_checkout_and_those_of_a_quick_run_never(tmp_path, monkeypatch):
-    assert peer_commands._results_folder(quick=False) == peer_commands.BENCHMARKS / "results"
+    assert peer_commands.results_folder(quick=False) == peer_commands.BENCHMARKS / "results"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert peer_commands._results_folder(quick=True).parent == tmp_path
+    assert peer_commands.results_folder(quick=True).parent == tmp_path
     monkeypatch.setattr(peer_commands, "BENCHMARKS", tmp_path / "not-there")
     monkeypatch.chdir(tmp_path)
-    assert peer_commands._results_folder(quick=False) == tmp_path
+    assert peer_commands.results_folder(quick=False) == tmp_path
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_a_copy_to_the_host_is_poison_until_the_host_waits(device):
         host = x.to("cpu", non_blocking=True)
         event.record()
         x.zero_()  # a kernel of the same stream, after the copy
-        flags = torch.zeros(2, dtype=torch.bool).copy_(x[:2] == 1, non_blocking=True)
+        flags = torch.zeros(2, dtype=torch.bool).pin_memory().copy_(x[:2] == 1, non_blocking=True)
         assert host.isnan().sum() == 0, "landed before the kernel after it"
         assert flags.all(), "poison"
         with pytest.raises(HostWaitError, match=r"Event\.synchronize makes the host wait"):
@@ -86,6 +86,13 @@ def test_a_copy_to_the_host_is_poison_until_the_host_waits(device):
     torch.sim.synchronize()
     assert flags.tolist() == [False, False]
     assert device.to_host == 12 + 2
+
+
+def test_memory_that_is_not_pinned_makes_the_host_wait(device):
+    x = torch.ones(3, device="sim")
+    with device.step(), pytest.raises(HostWaitError, match="a copy to the host makes the host wait"):
+        torch.zeros(3).copy_(x, non_blocking=True)
+    assert torch.zeros(3).copy_(x, non_blocking=True).tolist() == [1, 1, 1]
 
 
 def test_to_the_host_without_a_wait_the_values_never_come():

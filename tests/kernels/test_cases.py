@@ -16,7 +16,8 @@ from fastrlhf.kernels.verify import DTYPES, error_ratio
 
 WITH_CASES = [name for name in dispatch.OPERATIONS if find_spec(f"fastrlhf.kernels.cases.{name}") is not None]
 
-# The blocks of a paged cache that the rows' tables name, not the whole cache.
+# Of the cache only what the tables and the window let a row see; tested below, where every row is as long as it may be
+# (how long rows are is on the device, and no cost may ask).
 READS_A_PART = ("decode_attention",)
 
 ALL = [
@@ -53,6 +54,19 @@ def test_the_cost_is_what_the_operation_reads_and_writes(operation, dtype, name)
         assert cost.read == nbytes(*given)
     assert cost.written == nbytes(*tensors(out), *changed)
     assert (cost.flops > 0) == (args[0].numel() > 0)
+
+
+@pytest.mark.parametrize("name", ["grouped", "window, soft cap"])
+def test_decoding_reads_the_positions_that_a_full_row_sees(name):
+    query, *caches, table, lengths, scale, window, softcap = cases("decode_attention", torch.float64)[name]
+    table = table[:3]  # so that no row names the last blocks
+    query, lengths = query[:3], torch.full((3,), table.shape[1] * caches[0].shape[1], dtype=torch.int32)
+    args = (query, *(cache.requires_grad_() for cache in caches), table, lengths, scale, window, softcap)
+    out = dispatch.implementation("decode_attention", "reference", *args)(*args)
+    seen = [grad != 0 for grad in torch.autograd.grad(out.square().sum(), caches)]
+    assert 0 < seen[0].sum() < seen[0].numel()
+    of_cache = sum(int(one.sum()) for one in seen) * caches[0].element_size()
+    assert dispatch.cost("decode_attention", *args).read == nbytes(query, table, lengths) + of_cache
 
 
 @pytest.mark.parametrize(("operation", "dtype", "name"), ALL)
