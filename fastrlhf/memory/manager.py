@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastrlhf.memory.layout import LARGEST_CHUNK, Wanted, lay_out, search_chunk_bytes
 from fastrlhf.memory.chunk import Chunk, chunk_sizes, make_chunk
 from fastrlhf.memory.copies import Copier
 from fastrlhf.memory.hooks import ModuleHooks, Needs
+from fastrlhf.memory.layout import LARGEST_CHUNK, Wanted, lay_out, search_chunk_bytes
 from fastrlhf.memory.meter import Meter, table
 from fastrlhf.memory.placement import Capacities, Piece, Placement, plan_homes
 from fastrlhf.memory.residency import Residency, Use

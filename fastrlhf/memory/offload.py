@@ -45,8 +45,8 @@ def offload(
         model: a model, or several that share the memory (policy, reference, reward model).
         optimizer: an AdamW over parameters of these, or an Adam without weight decay; the returned one takes its place,
             with its groups and state. None: nothing is trained.
-        device_memory: what parameters, gradients and optimizer state may take on the device; activations come on top.
-            A number of bytes, or such as "6GB". None: no limit. Where the device is the CPU, it is memory of the process.
+        device_memory: what parameters, gradients and optimizer state may take on the device, beside activations.
+            A number of bytes, or such as "6GB"; None: no limit. Where the device is the CPU: memory of the process.
         host_memory: what they may take in the host's memory beside. None: no limit; where the device is the CPU, none.
         disk: a directory for what fits in neither, which is read and written all the time: an SSD of this machine.
         disk_memory: what they may take there. None: no limit.

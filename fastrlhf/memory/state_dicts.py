@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import __future__ as future
 from torch import nn
 
 from fastrlhf.memory.hooks import Needs
@@ -24,7 +25,7 @@ def attach_state_dicts(module: nn.Module, needs: Needs, residency: Residency) ->
     }
     named = module.named_parameters(remove_duplicate=False)
     places = {name: slots[id(parameter)] for name, parameter in named if id(parameter) in slots}
-    loading: list[list[Use]] = []
+    loading: list[tuple[list[Use], bool]] = []
 
     def save(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         values = {id(chunk): host_values(chunk.parameters, residency) for chunk in needs.chunks}
@@ -37,10 +38,13 @@ def attach_state_dicts(module: nn.Module, needs: Needs, residency: Residency) ->
             chunk.changed = True
         uses = needs.forward(writes=True)
         residency.acquire(uses)
-        loading.append(uses)
+        loading.append((uses, future.get_swap_module_params_on_conversion()))
+        future.set_swap_module_params_on_conversion(False)  # values are to be copied into the chunk
 
     def after_load(module: nn.Module, incompatible: Any) -> None:
-        residency.release(loading.pop())
+        uses, swaps = loading.pop()
+        future.set_swap_module_params_on_conversion(swaps)
+        residency.release(uses)
 
     module.register_state_dict_post_hook(save)
     module.register_load_state_dict_pre_hook(before_load)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 import fastrlhf
 from fastrlhf.device import simulated
 from fastrlhf.memory.placement import StaticPlacement
-from tests.support.offloaded import adamw, assert_same, net, train, trained, weights
+from tests.support.offloaded import adamw, assert_same, net, train, weights
 from tests.support.tiny import llama_config
 
 SMALL = {"device_memory": 30_000, "chunk_size": 2_000}
@@ -143,7 +143,7 @@ def test_a_scheduler_made_before_or_after_sets_the_learning_rate():
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.25)
     optimizer.step()
-    first.step()
+    first.step()  # the optimizer that it was made for has the same groups
     assert optimizer.param_groups[0]["lr"] != pytest.approx(1e-2 * 0.25)
 
 
@@ -203,20 +203,19 @@ def test_a_hugging_face_model_with_an_adapter(place, tmp_path):
         return model, optimizer
 
     device, options = place
-    plain, _ = made("cpu", {"chunk_size": 2_000})
+    plain, kept = made(device, {"chunk_size": 2_000})
     model, optimizer = made(device, options)
     assert_same(weights(model), weights(plain))
     model.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert_same(saved, {name: value.cpu() for name, value in get_peft_model_state_dict(plain).items()})
-    model.get_base_model().save_pretrained(tmp_path / "base", state_dict=model.state_dict())
-    del optimizer
+    del optimizer, kept
 
 
 def test_a_whole_hugging_face_model_is_saved_and_loaded(tmp_path):
     model = LlamaForCausalLM(llama_config(tie_word_embeddings=True))
     expected = weights(model)
     optimizer = torch.optim.AdamW(model.parameters())
-    fastrlhf.offload(model, optimizer, device_memory=20_000, host_memory="1MB", placement=StaticPlacement())
+    fastrlhf.offload(model, optimizer, device_memory=25_000, host_memory="1MB", placement=StaticPlacement())
     model.save_pretrained(tmp_path)
     assert_same(weights(LlamaForCausalLM.from_pretrained(tmp_path)), expected)
