@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fastrlhf.memory.buffers import make_buffer
 from fastrlhf.memory.layout import Layout, Slot
 from fastrlhf.memory.placement import ChunkSizes, Piece
 from fastrlhf.memory.residency import Resident, View
@@ -82,7 +83,7 @@ def make_chunk(
         adopt: takes each piece into the residency.
     """
     sizes = chunk_sizes(layout)
-    flat = torch.zeros(layout.numel, dtype=layout.dtype, device=device)
+    buffer = make_buffer((layout.numel,), layout.dtype, device)
     values = torch.zeros(layout.numel, dtype=layout.dtype)
     for slot, owner in zip(layout.slots, owners, strict=True):
         if not owner.is_meta:
@@ -90,13 +91,13 @@ def make_chunk(
     hole = torch.full((1,), torch.nan, dtype=layout.dtype, device=device)
     views = []
     for slot, owner in zip(layout.slots, owners, strict=True):
-        view = _view(flat, slot)
+        view = _view(buffer.flat, slot)
         absent = hole.expand(slot.shape)
         become(owner, view, absent)
         views.append(View(owner, view, absent))
     place = home(Piece(layout.index, "parameters"), sizes.parameters)
-    (flat.copy_ if place is None else place.fill)(values)
-    parameters = Resident(Piece(layout.index, "parameters"), flat, place, views)
+    (buffer.flat.copy_ if place is None else place.fill)(values)
+    parameters = Resident(Piece(layout.index, "parameters"), buffer, place, views)
     chunk = Chunk(layout, tuple(owners), adopt(parameters))
     if layout.trainable:
         _add_state(chunk, sizes, device, hole, home, adopt)
@@ -107,18 +108,19 @@ def _add_state(
     chunk: Chunk, sizes: ChunkSizes, device: torch.device, hole: torch.Tensor, home, adopt
 ) -> None:
     layout = chunk.layout
-    flat = torch.zeros(layout.numel, dtype=layout.dtype, device=device)
+    buffer = make_buffer((layout.numel,), layout.dtype, device)
     views = [
-        View(_view(flat, slot).detach(), _view(flat, slot), hole.expand(slot.shape)) for slot in layout.slots
+        View(_view(buffer.flat, slot).detach(), _view(buffer.flat, slot), hole.expand(slot.shape))
+        for slot in layout.slots
     ]
     chunk.stored_gradients = tuple(view.tensor for view in views)
     key = Piece(layout.index, "gradients")
     chunk.gradients = adopt(
-        Resident(key, flat, home(key, sizes.gradients), views, lambda: chunk.has_gradients)
+        Resident(key, buffer, home(key, sizes.gradients), views, lambda: chunk.has_gradients)
     )
     key, dtype = Piece(layout.index, "optimizer"), state_dtype(layout.dtype)
-    flat = torch.zeros(state_rows(layout.dtype), layout.numel, dtype=dtype, device=device)
-    chunk.optimizer = adopt(Resident(key, flat, home(key, sizes.optimizer)))
+    buffer = make_buffer((state_rows(layout.dtype), layout.numel), dtype, device)
+    chunk.optimizer = adopt(Resident(key, buffer, home(key, sizes.optimizer)))
 
 
 def become(parameter: nn.Parameter, view: torch.Tensor, absent: torch.Tensor) -> None:

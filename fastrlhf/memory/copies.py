@@ -75,9 +75,3 @@ def host_buffer(size: int, device: torch.device) -> torch.Tensor:
         if device.type == "cuda":
             raise
         return torch.empty(size, dtype=torch.uint8)
-
-
-def resize(flat: torch.Tensor, size: int) -> None:
-    """Give the memory of a flat buffer back (`size` 0) or take it again; every view of it stays what it is."""
-    flat.untyped_storage().resize_(size)
-    flat.detach()  # the simulated device books a storage whenever a view of it is made

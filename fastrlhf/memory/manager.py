@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fastrlhf.memory.buffers import return_large_allocations
 from fastrlhf.memory.chunk import Chunk, chunk_sizes, make_chunk
 from fastrlhf.memory.copies import Copier
 from fastrlhf.memory.hooks import ModuleHooks, Needs
@@ -64,6 +66,8 @@ class MemoryManager:
         self.residency = Residency(placement, self.device_meter, prefetch)
         self.hooks = ModuleHooks(self.residency)
         self._copier = Copier(device)
+        if self.updates_on_device and capacities.device < inf:
+            return_large_allocations()
         self._disk: DiskTier | None = None
 
         names = [f"model {number}" if len(self.models) > 1 else "" for number in range(len(self.models))]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastrlhf.memory.copies import Ticket, resize
+from fastrlhf.memory.buffers import Buffer
+from fastrlhf.memory.copies import Ticket
 from fastrlhf.memory.meter import Meter
 from fastrlhf.memory.placement import Piece, Placement, Trace
 from fastrlhf.memory.tiers import Home
@@ -30,26 +31,27 @@ class Resident:
 
     Args:
         key: chunk and role.
-        flat: its buffer on the device, whose memory is taken and given back.
+        buffer: its memory on the device.
         home: its place in a lower tier; None if it stays on the device.
         views: tensors that show it, such as the model's parameters.
         has_content: whether it holds anything worth bringing back (gradients that were cleared do not).
 
     Attributes:
-        here: its memory on the device is taken.
+        flat: the buffer's tensor. here: its memory on the device is taken.
         dirty: it was changed on the device since it was last copied home.
     """
 
     def __init__(
         self,
         key: Piece,
-        flat: torch.Tensor,
+        buffer: Buffer,
         home: Home | None,
         views: Sequence[View] = (),
         has_content: Callable[[], bool] = lambda: True,
     ):
-        self.key, self.flat, self.home, self.views, self.has_content = key, flat, home, views, has_content
-        self.nbytes = flat.numel() * flat.element_size()
+        self.key, self.buffer, self.home, self.views, self.has_content = key, buffer, home, views, has_content
+        self.flat = buffer.flat
+        self.nbytes = self.flat.numel() * self.flat.element_size()
         self.here, self.dirty, self.shown = home is None, False, False
         self.pins = self.last_use = 0
         self.arriving: Ticket | None = None
@@ -99,7 +101,7 @@ class Residency:
             self.meter.hold(piece.nbytes)
             piece.show(True)
         else:
-            resize(piece.flat, 0)
+            piece.buffer.give_back()
             piece.shown = True
             piece.show(False)
         return piece
@@ -175,7 +177,7 @@ class Residency:
                 break  # `hold` says what does not fit
             self._evict(victim)
         self.meter.hold(piece.nbytes)
-        resize(piece.flat, piece.nbytes)
+        piece.buffer.take()
         piece.here, self._here[piece.key] = True, piece
         if fetch:
             self.meter.moved_in += piece.nbytes
@@ -208,7 +210,7 @@ class Residency:
                 ticket.wait()
         piece.arriving = piece.leaving = None
         piece.show(False)
-        resize(piece.flat, 0)
+        piece.buffer.give_back()
         self.meter.release(piece.nbytes)
         piece.here = False
         del self._here[piece.key]

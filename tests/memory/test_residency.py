@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastrlhf.memory.buffers import MappedBuffer, ResizedBuffer
 from fastrlhf.memory.copies import Copier
 from fastrlhf.memory.disk import TierError
 from fastrlhf.memory.meter import CapacityError, Meter
 from fastrlhf.memory.placement import AutoPlacement, Piece, StaticPlacement
 from fastrlhf.memory.residency import Residency, Resident, Use
+from fastrlhf.memory.resident import resident_mb
 from fastrlhf.memory.tiers import DiskTier, FileTicket, HostHome
 
 SIZES = [4, 4, 8, 4, 12, 4, 8]
@@ -75,7 +77,11 @@ def test_every_use_finds_what_was_last_written(operations, prefetch, static, sta
     )
     pieces = [
         residency.add(
-            Resident(Piece(i, "parameters"), torch.zeros(size), None if i in staying else LateHome(size))
+            Resident(
+                Piece(i, "parameters"),
+                ResizedBuffer(torch.zeros(size)),
+                None if i in staying else LateHome(size),
+            )
         )
         for i, size in enumerate(SIZES)
     ]
@@ -112,7 +118,8 @@ def test_every_use_finds_what_was_last_written(operations, prefetch, static, sta
 def residency_of(homes, capacity=CAPACITY, prefetch=0):
     residency = Residency(AutoPlacement(), Meter("device", capacity), prefetch)
     return residency, [
-        residency.add(Resident(Piece(i, "parameters"), torch.zeros(4), home)) for i, home in enumerate(homes)
+        residency.add(Resident(Piece(i, "parameters"), ResizedBuffer(torch.zeros(4)), home))
+        for i, home in enumerate(homes)
     ]
 
 
@@ -178,3 +185,18 @@ def test_a_home_in_memory_and_a_home_on_the_disk_hold_what_they_are_given(tmp_pa
     tier.close()
     with pytest.raises(CapacityError, match="the disk tier"):
         tier.home(1000)
+
+
+def test_a_buffer_gives_its_memory_back_and_its_views_stay():
+    # (larger than what the C library keeps for itself)
+    shape = (3, 4 << 20)
+    for buffer in (MappedBuffer(shape, torch.float32), ResizedBuffer(torch.zeros(shape))):
+        view = buffer.flat[1].view(2048, 2048).t()
+        for value in (1.0, 2.0):
+            buffer.flat.fill_(value)
+            assert (view == value).all() and view.data_ptr() % 64 == 0
+            before = resident_mb()
+            buffer.give_back()
+            assert resident_mb() < before - 0.9 * buffer.flat.nbytes / 1e6
+            buffer.take()
+    assert MappedBuffer((0,), torch.float32).flat.shape == (0,)
