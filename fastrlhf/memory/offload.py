@@ -121,13 +121,14 @@ def _check(
     """Raise for an optimizer that cannot be taken over."""
     if optimizer is None:
         return
-    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+    # ours is called AdamW too
+    if not isinstance(optimizer, torch.optim.Adam) and type(optimizer).__name__ != "AdamW":
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected torch.optim.AdamW")
     for group in optimizer.param_groups:
         for name in _UNSUPPORTED:
             if group.get(name):
                 raise ValueError(f"optimizer has {name}=True, which is not supported")
-        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
+        decoupled = type(optimizer).__name__ == "AdamW" or group.get("decoupled_weight_decay")
         if group["weight_decay"] and not decoupled:
             raise ValueError("optimizer is an Adam with weight decay: use torch.optim.AdamW")
     known = {id(parameter) for parameter in parameters}

@@ -19,7 +19,7 @@ from fastrlhf.memory.resident import resident_mb
 from fastrlhf.memory.tiers import DiskTier, FileTicket, HostHome
 
 SIZES = [4, 4, 8, 4, 12, 4, 8]
-CAPACITY = 4 * 24
+CAPACITY = 4 * 32  # the largest that stays, and two in use
 CPU = torch.device("cpu")
 
 
