@@ -176,7 +176,8 @@ class HybridAdam(torch.optim.Optimizer):
                     continue
                 if values is None:
                     values = host_values(chunk.optimizer, self.manager.residency)
-                part = values[:, slot.offset : slot.offset + slot.numel].unflatten(1, slot.shape)
+                    values = values.view(chunk.optimizer.flat.shape)
+                part = [row[slot.offset : slot.offset + slot.numel].view(slot.shape) for row in values]
                 self.state[owner] = {"step": torch.tensor(float(self._steps[owner]))}
                 self.state[owner] |= dict(zip(("exp_avg", "exp_avg_sq", "master"), part, strict=False))
         try:

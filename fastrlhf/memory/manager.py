@@ -19,7 +19,7 @@ from fastrlhf.memory.layout import LARGEST_CHUNK, Wanted, lay_out, search_chunk_
 from fastrlhf.memory.meter import Meter, table
 from fastrlhf.memory.placement import Capacities, Piece, Placement, plan_homes
 from fastrlhf.memory.residency import Residency, Use
-from fastrlhf.memory.state_dicts import attach_state_dicts
+from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts
 from fastrlhf.memory.tiers import STAGING_BUFFERS, DiskTier, Home, HostHome
 from fastrlhf.memory.units import Unit, find_units
 
@@ -94,12 +94,15 @@ class MemoryManager:
             )
             for layout in layouts
         ]
-        self._chunk_of = {owner: chunk for chunk in self.chunks for owner in chunk.owners}
+        self._places = {
+            owner: (chunk, slot)
+            for chunk in self.chunks
+            for owner, slot in zip(chunk.owners, chunk.layout.slots, strict=True)
+        }
         for unit in units:
             if chunks := self._chunks(parameter for _, parameter in unit.parameters):
                 needs = Needs(unit.name, chunks, unit.inside)
                 self.hooks.attach(unit.module, needs)
-                attach_state_dicts(unit.module, needs, self.residency)
         self._finish(trained)
 
     # What others use
@@ -119,7 +122,7 @@ class MemoryManager:
     @contextmanager
     def gradient(self, parameter: nn.Parameter) -> Iterator[torch.Tensor | None]:
         """A parameter's gradient, on the device for the block; None where no backward has reached it."""
-        with self.residency.using([Use(self._chunk_of[parameter].gradients)]):
+        with self.residency.using([Use(self._places[parameter][0].gradients)]):
             yield parameter.grad
 
     @property
@@ -166,20 +169,22 @@ class MemoryManager:
         return self._disk.home(size)
 
     def _chunks(self, parameters) -> tuple[Chunk, ...]:
-        found = (self._chunk_of.get(parameter) for parameter in parameters)
-        return tuple({id(chunk): chunk for chunk in found if chunk is not None}.values())
+        found = [self._places[parameter][0] for parameter in parameters if parameter in self._places]
+        return tuple({id(chunk): chunk for chunk in found}.values())
 
     def _finish(self, trained: Sequence[nn.Parameter]) -> None:
         for parameter in trained:
-            chunk = self._chunk_of[parameter]
-            index = next(i for i, owner in enumerate(chunk.owners) if owner is parameter)
+            chunk, slot = self._places[parameter]
+            index = chunk.layout.slots.index(slot)
             parameter.register_post_accumulate_grad_hook(partial(self._keep_gradient, chunk, index))
+        for owner, (chunk, slot) in self._places.items():
+            attach_copy(owner, chunk, slot, self.residency)
         for model in self.models:
             for module in model.modules():
+                attach_state_dicts(module, self._places.get, self.residency)
                 for name, buffer in module._buffers.items():
                     if buffer is not None and not buffer.is_meta:
                         module._buffers[name] = buffer.to(self.device)
-            model.__deepcopy__ = _no_copy
 
     @torch.no_grad()
     def _keep_gradient(self, chunk: Chunk, index: int, parameter: nn.Parameter) -> None:
@@ -212,7 +217,3 @@ def _parameters(units: list[Unit], trained: Sequence[nn.Parameter]):
                 Wanted(unique, tuple(parameter.shape), parameter.dtype, id(parameter) in optimized, number)
             )
     return wanted, owners
-
-
-def _no_copy(memo: dict) -> nn.Module:
-    raise TypeError("a model that fastrlhf.offload has taken over cannot be copied: make the copy before")

@@ -136,6 +136,8 @@ class Residency:
 
     def release(self, uses: Sequence[Use]) -> None:
         """Let pieces go: changed ones begin their way home, and those that are not to stay give their memory back."""
+        if self._broken is not None:
+            return  # whatever is asked for next says so
         with self._whole_or_broken():
             for use in uses:
                 piece = use.piece

@@ -17,7 +17,7 @@ def parse_size(name: str, size: str | int | float) -> int:
         size: a number of bytes, or a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024).
 
     Raises:
-        ValueError: it is none of these, or not positive.
+        ValueError: it is none of these, or negative.
     """
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
@@ -26,8 +26,8 @@ def parse_size(name: str, size: str | int | float) -> int:
                 f'{name} is {size!r}, expected a size such as "6GB", "512MiB" or a number of bytes'
             )
         size = float(match[1]) * _UNITS[match[2].lower()]
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 < size < float("inf"):
-        raise ValueError(f'{name} is {size!r}, expected a positive size such as "6GB"')
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < float("inf"):
+        raise ValueError(f'{name} is {size!r}, expected a size such as "6GB"')
     return int(size)
 
 

@@ -37,8 +37,8 @@ class Home(Protocol):
     def on_host(self, like: torch.Tensor, writes: bool) -> Iterator[torch.Tensor]:
         """The piece as a tensor of the host shaped as `like`, for the block; what is written there stays."""
 
-    def values(self, like: torch.Tensor) -> torch.Tensor:
-        """The piece as a tensor of the host shaped as `like`: itself where it is in memory, else a copy."""
+    def values(self, like: torch.Tensor, start: int, numel: int) -> torch.Tensor:
+        """Some elements, flat, as a tensor of the host of the dtype of `like`: as they lie in memory, else a copy."""
 
 
 class HostHome:
@@ -63,13 +63,17 @@ class HostHome:
 
     @contextmanager
     def on_host(self, like: torch.Tensor, writes: bool) -> Iterator[torch.Tensor]:
-        yield self.values(like)
+        self._settle()
+        yield self._as(like)
 
-    def values(self, like: torch.Tensor) -> torch.Tensor:
+    def values(self, like: torch.Tensor, start: int, numel: int) -> torch.Tensor:
+        self._settle()
+        return self._as(like).view(-1)[start : start + numel]
+
+    def _settle(self) -> None:
         if self._last is not None:
             self._last.synchronize()
             self._last = None
-        return self._as(like)
 
     def _as(self, like: torch.Tensor) -> torch.Tensor:
         return self._bytes.view(like.dtype).view(like.shape)
@@ -210,9 +214,9 @@ class DiskHome:
             self.meter.moved_in += values.nbytes
             staging.busy = FileTicket(self.tier.write(values, self.offset))
 
-    def values(self, like: torch.Tensor) -> torch.Tensor:
-        read = torch.empty(like.shape, dtype=like.dtype)
-        self.tier.read(read, self.offset).result()
+    def values(self, like: torch.Tensor, start: int, numel: int) -> torch.Tensor:
+        read = torch.empty(numel, dtype=like.dtype)
+        self.tier.read(read, self.offset + start * like.element_size()).result()
         return read
 
 

@@ -193,11 +193,30 @@ def test_checkpointed_activations_bring_the_layer_again():
         assert_same(*results)
 
 
-def test_nothing_of_the_model_is_copied_by_mistake():
-    model = net()
-    fastrlhf.offload(model, device_memory=SMALL, host_memory="1MB", chunk_size=CHUNK)
-    with pytest.raises(TypeError, match="cannot be copied"):
-        copy.deepcopy(model)
+def test_a_copy_is_a_model_of_its_own_in_the_devices_memory():
+    model, tokens = net(), torch.arange(6)[None]
+    expected = model(tokens)
+    optimizer = fastrlhf.offload(
+        model, adamw(model), device_memory=SMALL, host_memory="1MB", chunk_size=CHUNK
+    )
+    copied = copy.deepcopy(model)
+    assert copied.head.weight is copied.embed.weight
+    train(model, optimizer)
+    assert torch.equal(copied(tokens), expected)
+    assert_same(weights(copied), weights(net()))
+    copied.load_state_dict(net(3).state_dict())
+    assert_same(weights(copied), weights(net(3)))
+    assert not torch.equal(model(tokens), expected)
+
+
+def test_a_part_of_the_model_gives_and_takes_its_values_too(tmp_path):
+    for options in ({"host_memory": "1MB"}, {"disk": tmp_path}):
+        model = net()
+        fastrlhf.offload(model, device_memory=SMALL // 3, chunk_size=CHUNK, **options)
+        part = model.layers[2].up
+        assert_same(weights(part), weights(net().layers[2].up))
+        part.load_state_dict(net(3).layers[2].up.state_dict())
+        assert_same(weights(model.layers[2].up), weights(net(3).layers[2].up))
 
 
 def test_what_the_host_holds_away_from_the_device_is_seen_as_nan():
@@ -232,7 +251,8 @@ def test_the_number_that_it_says_is_enough():
     ("options", "error", "message"),
     [
         ({"device_memory": "6 gigs"}, ValueError, 'device_memory is .* expected a size such as "6GB"'),
-        ({"device_memory": 0}, ValueError, "positive"),
+        ({"device_memory": -1}, ValueError, "device_memory is -1"),
+        ({"device_memory": 0}, CapacityError, "on the device at once"),
         ({"placement": "best"}, ValueError, "placement"),
         ({"prefetch": -1}, ValueError, "prefetch"),
         ({"device_memory": SMALL, "host_memory": 1000}, CapacityError, "more are needed"),

@@ -181,7 +181,7 @@ def test_a_home_in_memory_and_a_home_on_the_disk_hold_what_they_are_given(tmp_pa
         assert flat.tolist() == list(range(size))
         ticket = home.store(flat.neg_())
         ticket.synchronize()
-        assert home.values(flat).tolist() == flat.tolist()
+        assert home.values(flat, 2, 5).tolist() == flat[2:7].tolist()
     tier.close()
     with pytest.raises(CapacityError, match="the disk tier"):
         tier.home(1000)
