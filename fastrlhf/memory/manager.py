@@ -22,6 +22,7 @@ from fastrlhf.memory.residency import Residency, Use
 from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts
 from fastrlhf.memory.tiers import STAGING_BUFFERS, DiskTier, Home, HostHome
 from fastrlhf.memory.units import Unit, find_units
+from fastrlhf.memory.using import put_under
 
 
 class MemoryManager:
@@ -182,6 +183,7 @@ class MemoryManager:
         for model in self.models:
             for module in model.modules():
                 attach_state_dicts(module, self._places.get, self.residency)
+                put_under(self, module)
                 for name, buffer in module._buffers.items():
                     if buffer is not None and not buffer.is_meta:
                         module._buffers[name] = buffer.to(self.device)

@@ -23,11 +23,11 @@ def parse_size(name: str, size: str | int | float) -> int:
         match = _SIZE.fullmatch(size)
         if match is None or match[2].lower() not in _UNITS:
             raise ValueError(
-                f'{name} is {size!r}, expected a size such as "6GB", "512MiB" or a number of bytes'
+                f'{name} is {size!r}, expected a number of bytes or a size such as "6GB" or "512MiB"'
             )
         size = float(match[1]) * _UNITS[match[2].lower()]
     if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < float("inf"):
-        raise ValueError(f'{name} is {size!r}, expected a size such as "6GB"')
+        raise ValueError(f'{name} is {size!r}, expected a number of bytes or a size such as "6GB"')
     return int(size)
 
 
