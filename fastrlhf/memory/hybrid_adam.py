@@ -110,17 +110,14 @@ class HybridAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        clip: dict[str, Any] = {}
-        if self._clip is not None:
-            max_norm, norm = self._clip
-            with host_waits("whether the update is finite"):
-                finite = math.isfinite(norm.item())
-            if finite:
-                clip = {"max_norm": None if max_norm == math.inf else max_norm, "grad_norm": norm}
-        if self._clip is None or finite:
+        max_norm, norm = self._clip or (math.inf, torch.zeros(()))
+        with host_waits("whether the update is finite"):
+            on_host = norm.cpu()
+        if on_host.isfinite():
+            bound = None if max_norm == math.inf else max_norm
             for chunk in self.chunks:
                 if segments := list(self._segments(chunk)):
-                    self._update(chunk, segments, clip)
+                    self._update(chunk, segments, bound, norm, on_host)
         self.manager.residency.end_step()
         return loss
 
@@ -141,7 +138,14 @@ class HybridAdam(torch.optim.Optimizer):
         if current:
             yield current
 
-    def _update(self, chunk: Chunk, segments: list[Segment], clip: dict[str, Any]) -> None:
+    def _update(
+        self,
+        chunk: Chunk,
+        segments: list[Segment],
+        max_norm: float | None,
+        norm: torch.Tensor,
+        norm_on_host: torch.Tensor,
+    ) -> None:
         pieces = (chunk.parameters, chunk.gradients, chunk.optimizer)
         if chunk.parameters.home is None or self.manager.updates_on_device:
             uses = [
@@ -150,15 +154,15 @@ class HybridAdam(torch.optim.Optimizer):
                 Use(chunk.optimizer, writes=True),
             ]
             with self.manager.residency.using(uses):
-                _adamw(chunk, *(piece.flat for piece in pieces), segments, clip)
+                flats = (piece.flat for piece in pieces)
+                _adamw(chunk, *flats, segments, max_norm, norm)
             return
-        clip = {name: value.cpu() if torch.is_tensor(value) else value for name, value in clip.items()}
         with ExitStack() as stack:
             values = [
                 stack.enter_context(piece.home.on_host(piece.flat, writes=piece is not chunk.gradients))
                 for piece in pieces
             ]
-            _adamw(chunk, *values, segments, clip)
+            _adamw(chunk, *values, segments, max_norm, norm_on_host)
         self.manager.residency.discard([chunk.parameters])  # what the device has is older now
 
     # State
@@ -228,7 +232,8 @@ def _adamw(
     gradients: torch.Tensor,
     state: torch.Tensor,
     segments: list[Segment],
-    clip: dict[str, Any],
+    max_norm: float | None,
+    norm: torch.Tensor,
 ) -> None:
     """One step on the flat buffers of a chunk, all in one place."""
     exp_avg, exp_avg_sq, *masters = state
@@ -250,5 +255,6 @@ def _adamw(
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             bfloat16_copy=parameters[part] if masters else None,
-            **clip,
+            grad_norm=None if max_norm is None else norm,
+            max_norm=max_norm,
         )

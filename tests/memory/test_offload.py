@@ -283,3 +283,22 @@ def test_optimizers_that_are_not_adamw_are_refused():
     model.embed.weight.grad = torch.zeros_like(model.embed.weight)
     with pytest.raises(ValueError, match="zero_grad"):
         fastrlhf.offload(model, adamw(model))
+
+
+@pytest.mark.parametrize("tiers", ["host", "host and disk", "static", "all on the device"])
+def test_the_host_waits_for_the_device_where_it_has_to_alone(tiers, tmp_path):
+    with simulated.registered() as device:
+        model, tokens = net(), torch.arange(6)[None].to("sim")
+        optimizer = fastrlhf.offload(model, adamw(model), device="sim", **options_of(tiers, tmp_path))
+        for _ in range(3):
+            device.reset()
+            with device.step():
+                model(tokens).square().mean().backward()
+                optimizer.clip_grad_norm_(1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+        needed = {"a chunk that the host needs"} if tiers != "all on the device" else set()
+        assert set(device.waits) == {"whether the update is finite"} | needed
+        if tiers == "all on the device":
+            assert not device.to_device and device.to_host == 4  # the norm
+        del optimizer

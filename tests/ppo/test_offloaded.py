@@ -8,8 +8,8 @@ from peft import LoraConfig
 
 from tests.support import tiny
 
-# of about 400 kB (four models, float32 Adam) and 100 kB
-SMALL = {"device_memory": "60kB", "host_memory": "2MB"}
+# of 219 kB and 40 kB of parameters, gradients and Adam's state
+LITTLE = {"four models": "60kB", "adapter": "25kB"}
 MEASURED = ("eps", "time/", "tokens_per_second", "elapsed_s", "memory/")
 ROLES = {
     "four models": lambda: {
@@ -21,6 +21,10 @@ ROLES = {
         "peft_config": LoraConfig(target_modules="all-linear", exclude_modules=["lm_head"], r=2)
     },
 }
+
+
+def little_of(roles):
+    return {"device_memory": LITTLE[roles], "host_memory": "2MB"}
 
 
 def run(folder, roles, resume=False, **options):
@@ -43,8 +47,8 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("roles", ROLES)
 def test_little_memory_trains_as_plenty(roles, tmp_path):
     plenty = run(tmp_path / "plenty", roles, device_memory="1GB")
-    little = run(tmp_path / "little", roles, **SMALL)
-    disk = run(tmp_path / "disk", roles, device_memory="60kB", offload_dir=str(tmp_path))
+    little = run(tmp_path / "little", roles, **little_of(roles))
+    disk = run(tmp_path / "disk", roles, device_memory=LITTLE[roles], offload_dir=str(tmp_path))
     assert_same(little, plenty)
     assert_same(disk, plenty)
     meter = little[0].optimizer.manager.device_meter
@@ -54,20 +58,31 @@ def test_little_memory_trains_as_plenty(roles, tmp_path):
 @pytest.mark.parametrize("roles", ROLES)
 def test_and_nearly_as_without_a_manager(roles, tmp_path):
     """PyTorch's AdamW rounds elsewhere."""
-    plain, offloaded = run(tmp_path / "plain", roles), run(tmp_path / "offloaded", roles, **SMALL)
+    plain, offloaded = (
+        run(tmp_path / "plain", roles),
+        run(tmp_path / "offloaded", roles, **little_of(roles)),
+    )
     for name, value in plain[2].items():
         torch.testing.assert_close(offloaded[2][name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("roles", ROLES)
 def test_a_checkpoint_holds_what_is_elsewhere(roles, tmp_path):
-    whole = run(tmp_path / "whole", roles, save_strategy="steps", save_steps=1, total_episodes=16, **SMALL)
+    whole = run(
+        tmp_path / "whole",
+        roles,
+        save_strategy="steps",
+        save_steps=1,
+        total_episodes=16,
+        host_memory="2MB",
+        device_memory=LITTLE[roles],
+    )
     steps = whole[0].state.global_step
     assert steps > 1
     checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"))
     resumed = tiny.tiny_trainer(
         tmp_path / "whole", logging_steps=1, num_ppo_epochs=2, save_strategy="no", total_episodes=16,
-        **ROLES[roles](), device_memory="60kB", offload_dir=str(tmp_path),
+        **ROLES[roles](), device_memory=LITTLE[roles], offload_dir=str(tmp_path),
     )  # fmt: skip
     resumed.train(resume_from_checkpoint=str(checkpoints[0]))
     assert resumed.state.global_step == steps
@@ -76,7 +91,7 @@ def test_a_checkpoint_holds_what_is_elsewhere(roles, tmp_path):
 
 
 def test_a_written_policy_has_no_holes(tmp_path):
-    trainer, _, _ = run(tmp_path, "adapter", **SMALL)
+    trainer, _, _ = run(tmp_path, "adapter", **little_of("adapter"))
     trainer.save_model(tmp_path / "saved")
     trainer._save(required=True)
     from safetensors.torch import load_file
