@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fastrlhf.kernels.packed import limit_packed
 from fastrlhf.memory.buffers import return_large_allocations
 from fastrlhf.memory.chunk import Chunk, chunk_sizes, make_chunk
 from fastrlhf.memory.copies import Copier
@@ -69,6 +70,7 @@ class MemoryManager:
         self._copier = Copier(device)
         if self.updates_on_device and capacities.device < inf:
             return_large_allocations()
+            limit_packed(0)  # copies of the weights, of which there is no room for one
         self._disk: DiskTier | None = None
 
         names = [f"model {number}" if len(self.models) > 1 else "" for number in range(len(self.models))]

@@ -91,8 +91,13 @@ class HasRoles:
                 checkpoint_activations(module, kwargs)
 
     def offload_models(self) -> None:
-        """All models and the optimizer's state under one manager; the scheduler has the optimizer's groups already."""
+        """With `device_memory`, all models and the optimizer's state under one manager.
+
+        (The scheduler, made before, goes on setting the learning rate: the optimizers share their groups.)
+        """
         args = self.args
+        if args.device_memory is None:
+            return
         self.optimizer = offload(
             [self.model, *([] if self.ref_model is None else [self.ref_model]), *self.scorer.models],
             self.optimizer,

@@ -129,8 +129,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         self.place_models()
         self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
-        if args.device_memory is not None:
-            self.offload_models()
+        self.offload_models()
         self.callback_handler.model = self.model
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
             self.optimizer,

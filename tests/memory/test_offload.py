@@ -250,7 +250,7 @@ def test_the_number_that_it_says_is_enough():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device_memory": "6 gigs"}, ValueError, 'device_memory is .* expected a number of bytes'),
+        ({"device_memory": "6 gigs"}, ValueError, "device_memory is .* expected a number of bytes"),
         ({"device_memory": -1}, ValueError, "device_memory is -1"),
         ({"device_memory": 0}, CapacityError, "on the device at once"),
         ({"placement": "best"}, ValueError, "placement"),
