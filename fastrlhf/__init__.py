@@ -6,13 +6,14 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate", "offload"]
 
 _HOMES = {
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
     "accelerate": "fastrlhf.models.accelerate",
     "generate": "fastrlhf.generation.api",
+    "offload": "fastrlhf.memory.offload",
 }
 
 

@@ -11,7 +11,7 @@ from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import linear_logprob
 from fastrlhf.models.backbone import base_model, hidden_states
 from fastrlhf.models.frozen import Entering, top_hidden_states
-from fastrlhf.models.heads import ValueHead, check_score_head, language_model_head
+from fastrlhf.models.heads import ValueHead, check_score_head, using_head
 
 
 class Responses(NamedTuple):
@@ -73,20 +73,20 @@ def response_logprobs(
         hidden: `[B, P + R, D]`.
         entropy_grad: see `linear_logprob`.
     """
-    head = language_model_head(model)
     mask = responses.mask
     with host_waits("how many tokens the responses have"):
         kept = mask.nonzero(as_tuple=True)
     # by indices and not by masks, whose backward would make the host wait again
-    logprobs, entropy = linear_logprob(
-        responses.response_states(hidden)[kept].to(head.weight.dtype),
-        head.weight,
-        responses.targets()[kept],
-        bias=head.bias,
-        temperature=temperature,
-        softcap=head.softcap,
-        entropy_grad=entropy_grad,
-    )
+    with using_head(model) as head:
+        logprobs, entropy = linear_logprob(
+            responses.response_states(hidden)[kept].to(head.weight.dtype),
+            head.weight,
+            responses.targets()[kept],
+            bias=head.bias,
+            temperature=temperature,
+            softcap=head.softcap,
+            entropy_grad=entropy_grad,
+        )
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
     return zeros.index_put(kept, logprobs), zeros.index_put(kept, entropy)
 

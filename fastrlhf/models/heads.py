@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from fastrlhf.memory.using import using
 from fastrlhf.models.backbone import backbone, base_model, evaluation_mode
 
 
@@ -45,6 +48,18 @@ class LanguageModelHead(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
     softcap: float | None
+
+
+@contextmanager
+def using_head(model: nn.Module) -> Iterator[LanguageModelHead]:
+    """The head of a model, on the device for the block though the model's memory is managed (see `memory.using`).
+
+    Raises:
+        ValueError: as `language_model_head`.
+    """
+    head = language_model_head(model)
+    with using(base_model(model).get_output_embeddings()):
+        yield head
 
 
 def language_model_head(model: nn.Module) -> LanguageModelHead:

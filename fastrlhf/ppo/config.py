@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from fastrlhf.kernels.kl import KL_ESTIMATORS
-from fastrlhf.memory.size import parse_size
+from fastrlhf.memory.sizes import parse_size
 
 
 def _option(default, help: str):
@@ -138,6 +138,17 @@ class PPOConfig(TrainingArguments):
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
     )
+    device_memory: str | None = _option(
+        None,
+        "What parameters, gradients and optimizer state of all models may take on the device, such as '6GB'; the rest "
+        "moves between host_memory and offload_dir (see fastrlhf.offload). None: all of it stays on the device.",
+    )
+    host_memory: str | None = _option(
+        None, "With device_memory: what they may take in the host's memory; None: no limit (on a CPU: none)."
+    )
+    offload_dir: str | None = _option(
+        None, "With device_memory: a directory on a fast disk for what fits in neither."
+    )
     keep_last: int | None = _option(None, "How many checkpoints stay; the same as save_total_limit.")
     max_skipped_updates: int = _option(
         3, "Non-finite updates in a row after which the run stops with a checkpoint."
@@ -176,6 +187,13 @@ class PPOConfig(TrainingArguments):
         if self.fp16:
             raise ValueError(
                 "fp16=True needs loss scaling, which is not supported: use bf16=True, or neither"
+            )
+        for name in ("device_memory", "host_memory"):
+            if getattr(self, name) is not None:
+                parse_size(name, getattr(self, name))
+        if self.device_memory is None and (self.host_memory or self.offload_dir):
+            raise ValueError(
+                "host_memory and offload_dir are for what leaves the device: set device_memory too"
             )
         at_least = {
             "num_mini_batches": 1,

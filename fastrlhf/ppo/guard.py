@@ -10,6 +10,7 @@ from torch import nn
 
 from fastrlhf.device.observe import host_waits
 from fastrlhf.memory.adamw import AdamW
+from fastrlhf.memory.hybrid_adam import HybridAdam
 
 
 class TrainingStopped(RuntimeError):
@@ -39,8 +40,11 @@ class UpdateGuard:
         Returns:
             The norm before clipping, and whether the update was skipped.
         """
-        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-        total = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient])
+        if isinstance(optimizer, HybridAdam):  # has the gradients, wherever they are
+            total = optimizer.clip_grad_norm_(max_grad_norm or math.inf)
+        else:
+            with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+            total = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient])
         with host_waits("whether the update is finite"):
             norm, value = torch.stack([total.double(), loss.detach().double()]).tolist()
         if not (math.isfinite(norm) and math.isfinite(value)):
@@ -51,7 +55,7 @@ class UpdateGuard:
         if isinstance(optimizer, AdamW):
             optimizer.step(grad_norm=total, max_norm=bound)
         else:
-            if bound is not None:
+            if bound is not None and not isinstance(optimizer, HybridAdam):
                 nn.utils.clip_grads_with_norm_(with_gradient, bound, total)
             optimizer.step()
         self.in_a_row = 0

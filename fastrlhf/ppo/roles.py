@@ -14,7 +14,8 @@ from transformers import Trainer
 from fastrlhf.kernels.packed import limit_packed
 from fastrlhf.memory.adamw import DTYPES as ADAMW_DTYPES
 from fastrlhf.memory.adamw import AdamW
-from fastrlhf.memory.size import parse_size
+from fastrlhf.memory.offload import offload
+from fastrlhf.memory.sizes import parse_size
 from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
 from fastrlhf.models.backbone import (
     base_model,
@@ -82,11 +83,29 @@ class HasRoles:
             module.eval().requires_grad_(False)
         for module in (self.model, *frozen):
             disable_dropout(module)
-            module.to(self.args.device)
+            if self.args.device_memory is None:
+                module.to(self.args.device)
         if self.args.gradient_checkpointing:
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             for module in (self.policy_model, self.value_model):
                 checkpoint_activations(module, kwargs)
+
+    def offload_models(self) -> None:
+        """With `device_memory`, all models and the optimizer's state under one manager.
+
+        (The scheduler, made before, goes on setting the learning rate: the optimizers share their groups.)
+        """
+        args = self.args
+        if args.device_memory is None:
+            return
+        self.optimizer = offload(
+            [self.model, *([] if self.ref_model is None else [self.ref_model]), *self.scorer.models],
+            self.optimizer,
+            device_memory=args.device_memory,
+            host_memory=args.host_memory,
+            disk=args.offload_dir,
+            device=args.device,
+        )
 
     def share_bottom(self) -> None:
         """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""

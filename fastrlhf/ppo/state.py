@@ -209,11 +209,8 @@ def load_policy(model: nn.Module, folder: Path) -> None:
         name = model.active_adapter
         set_peft_model_state_dict(model, load_file(_adapter_file(folder, name)), adapter_name=name)
         return
-    state = model.state_dict()
     for shard in _shards(folder):
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open file is not a dict
-                state[name].copy_(file.get_tensor(name))
+        model.load_state_dict(load_file(shard), strict=False)
 
 
 def _shards(folder: Path) -> list[Path]:

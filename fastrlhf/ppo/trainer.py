@@ -113,7 +113,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         self.policy_model = model
         self.ref_model = ref_model
         if ref_model is None and not is_peft(model):
-            self.ref_model = frozen_copy(model.to(args.device))
+            self.ref_model = frozen_copy(model if args.device_memory else model.to(args.device))
         self.reward_model = reward_model
         self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
         value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
@@ -129,6 +129,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         self.place_models()
         self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
+        self.offload_models()
         self.callback_handler.model = self.model
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
             self.optimizer,

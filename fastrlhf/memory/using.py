@@ -1,0 +1,40 @@
+"""For code that takes a module's weights without running it, in models that may be offloaded or not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from fastrlhf.memory.manager import MemoryManager
+
+_NAME = "_fastrlhf_manager"
+
+
+class _Managed:
+    """The manager of a module; a copy of the module has none."""
+
+    def __init__(self, manager: MemoryManager | None):
+        self.manager = manager
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Managed:
+        return _Managed(None)
+
+    def __reduce__(self) -> tuple[type, tuple[None]]:
+        return _Managed, (None,)
+
+
+def using(module: nn.Module) -> AbstractContextManager[None]:
+    """The weights of `module` are on the device for the block, and when a backward needs what the block saved.
+
+    Where nothing is offloaded this does nothing.
+    """
+    managed = vars(module).get(_NAME)
+    return nullcontext() if managed is None or managed.manager is None else managed.manager.use(module)
+
+
+def put_under(manager: MemoryManager, module: nn.Module) -> None:
+    """From now on `manager` has the weights of `module`."""
+    vars(module)[_NAME] = _Managed(manager)
