@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from fastrlhf.device.sim_tensor import NAME, active
 
@@ -14,6 +15,8 @@ from fastrlhf.device.sim_tensor import NAME, active
 @contextmanager
 def stand_ins() -> Iterator[None]:
     """In the block `torch.tensor` and `torch.as_tensor` take the device, and memory can be pinned for it."""
+    # `with torch.device("meta")` knows makers by a set that PyTorch builds once: of its own, not of what stands in
+    _device_constructors()
     replaced = [
         *((torch, name, _made_on_host(getattr(torch, name))) for name in ("tensor", "as_tensor")),
         *((torch, name, _made_pinned(getattr(torch, name))) for name in ("empty", "zeros")),

@@ -41,6 +41,15 @@ def test_makers_of_tensors_take_the_device(device):
     assert torch.tensor([1]).device.type == "cpu", "others are as ever"
 
 
+def test_modules_can_be_made_without_values_meanwhile_and_afterwards():
+    """transformers loads models so; what is not made there would keep whatever its memory held."""
+    torch.utils._device._device_constructors.cache_clear()
+    with simulated.registered(), torch.device("meta"):
+        assert torch.empty(2).is_meta and torch.zeros(2).is_meta and torch.tensor([1.0]).is_meta
+    with torch.device("meta"):
+        assert torch.empty(2).is_meta and torch.zeros(2).is_meta and torch.tensor([1.0]).is_meta
+
+
 def test_it_is_there_only_where_it_is_registered():
     with simulated.registered():
         kept = ones(3)
