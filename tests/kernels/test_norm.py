@@ -298,10 +298,8 @@ def test_compiles_whole(device, kind):
     ours, _, options, _ = KINDS[kind]
     tensors = rows(kind, (4, 7))
 
-    def block(**tensors):
-        normed, summed = ours(
-            **(tensors | {"hidden_states": 2 * tensors["hidden_states"]}), eps=EPS, **options
-        )
+    def block(hidden_states, **others):
+        normed, summed = ours(2 * hidden_states, **others, eps=EPS, **options)
         return normed.tanh(), summed
 
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
