@@ -30,7 +30,7 @@ class CompiledStep:
         # what the program has addresses of; buffers by name, so that the layers use the same ones
         self._held: list[torch.Tensor] = []
         self._buffers: dict[str, torch.Tensor] = {}
-        self.logits = torch.empty(self._count, decoder.head.out_features)
+        self.logits = torch.empty(self._count, decoder.head.out_features, dtype=torch.float32)
         self._begin(decoder, positions)
         self._layers(decoder)
         self._linears((self._buffer("normed", decoder.embedding.shape[1]), decoder.head, self.logits))
@@ -90,7 +90,7 @@ class CompiledStep:
         """`[B, width]`, float32: one buffer for a name and width."""
         key = f"{name} {width}"
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(self._count, width)
+            self._buffers[key] = torch.empty(self._count, width, dtype=torch.float32)
         return self._buffers[key]
 
     def _begin(self, decoder: Decoder, positions: int) -> None:
@@ -193,7 +193,7 @@ class CompiledStep:
         gate, up, activated = (self._buffer(name, columns) for name in ("gate", "up", "activated"))
         if mlp.gate is None:
             self._linears((normed, mlp.up, gate))
-            factor = self._hold(torch.ones(columns))
+            factor = self._hold(torch.ones(columns, dtype=torch.float32))
         else:
             self._linears((normed, mlp.gate, gate), (normed, mlp.up, up))
             factor = up.data_ptr()
@@ -211,7 +211,7 @@ class CompiledStep:
         for x, projection, y in products:
             first.append(self._call(x, projection.weight, projection.bias, y, projection.transposed, adds))
             for adapter in projection.adapters:
-                hidden = torch.empty(self._count, adapter.down.shape[0])
+                hidden = torch.empty(self._count, adapter.down.shape[0], dtype=torch.float32)
                 self._held.append(hidden)
                 first.append(self._call(x, adapter.down, None, hidden))
                 second.append(self._call(hidden, adapter.up, adapter.bias, y, False, True, adapter.scaling))

@@ -9,7 +9,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError unless `tensor` has `shape`; `meaning` spells the shape, such as `[B, T]`."""
-    if tuple(tensor.shape) != tuple(shape):
+    if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {meaning} = {list(shape)}")
 
 
@@ -27,12 +27,19 @@ def check_dtype(name: str, tensor: torch.Tensor, allowed: tuple[torch.dtype, ...
 
 def check_same_device(**tensors: torch.Tensor | None) -> None:
     """Raise ValueError unless all the tensors given lie on one device."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        raise ValueError(
-            "all tensors must be on one device: "
-            + ", ".join(f"{name} on {device}" for name, device in devices.items())
-        )
+    first = None
+    for tensor in tensors.values():
+        if tensor is None:
+            continue
+        if first is None:
+            first = tensor.device
+        elif tensor.device != first:
+            raise ValueError(
+                "all tensors must be on one device: "
+                + ", ".join(
+                    f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None
+                )
+            )
 
 
 def check_like(name: str, like: torch.Tensor, dtype: torch.dtype, **tensors: torch.Tensor | None) -> None:

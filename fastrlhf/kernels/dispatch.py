@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -93,7 +93,9 @@ def call(operation: str, *args: Any) -> Any:
     if autocast.any_enabled():
         with autocast.switched_off(tensors[0]):
             return choose(operation, *tensors)(*args)
-    return choose(operation, *tensors)(*args)
+    if observer():
+        return choose(operation, *tensors)(*args)
+    return _choose(operation, tensors)(*args)
 
 
 def costs(operation: str) -> Callable[[Callable[..., Cost]], Callable[..., Cost]]:
@@ -135,19 +137,23 @@ def _run(operation: str, *args: Any) -> Any:
     return _choose(operation, _tensors(args))(*args)
 
 
-def _tensors(args: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(arg for arg in args if isinstance(arg, torch.Tensor))
+def _tensors(args: tuple[Any, ...]) -> list[torch.Tensor]:
+    # most other arguments are None, which `isinstance` takes five times as long to refuse
+    return [arg for arg in args if arg is not None and isinstance(arg, torch.Tensor)]
 
 
-def _choose(operation: str, tensors: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
-    preference = _PREFERENCE.get(tensors[0].device.type, ("reference",))
+def _choose(operation: str, tensors: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    first = tensors[0]
+    # `device.type` is a new string each time, and takes five times as long
+    preference = _PREFERENCE.get("cpu" if first.is_cpu else first.device.type, ("reference",))
     forced = forced_backend()
     if forced is not None:
         preference = (forced, *preference)
     for backend in preference:
         reason = _declined(operation, backend, tensors)
-        if reason is None and backend != forced:  # who forces a kernel, such as its tests, gets it as it is
-            reason = _unproved(operation, backend, tensors[0].device)
+        # who forces a kernel, such as its tests, gets it as it is
+        if reason is None and backend in _PROVED_AT_FIRST_USE and backend != forced:
+            reason = _unproved(operation, backend, first.device)
         if reason is None:
             return getattr(_module(operation, backend), operation)
         if backend == forced:
@@ -159,10 +165,14 @@ def _choose(operation: str, tensors: tuple[torch.Tensor, ...]) -> Callable[..., 
 
 def forced_backend() -> str | None:
     """The backend that `using()` or FASTRLHF_BACKEND asks for, or None."""
-    asked = _forced[-1] if _forced else None
-    if asked is None and (environment := os.environ.get("FASTRLHF_BACKEND")):
-        asked = _check_backend(environment, "FASTRLHF_BACKEND")
-    return asked
+    return _forced[-1] if _forced else _from_environment()
+
+
+@functools.cache
+def _from_environment() -> str | None:
+    """Read once: a look into `os.environ` takes half a microsecond, as long as the rest of a choice."""
+    asked = os.environ.get("FASTRLHF_BACKEND")
+    return _check_backend(asked, "FASTRLHF_BACKEND") if asked else None
 
 
 def table() -> list[Availability]:
@@ -193,14 +203,14 @@ def implementation(operation: str, backend: str, *args: Any) -> Callable[..., An
 
 
 def _unproved(operation: str, backend: str, device: torch.device) -> str | None:
-    if backend in _PROVED_AT_FIRST_USE and device.type == "cuda":
+    if device.type == "cuda":
         from fastrlhf.kernels.first_use import unproved  # which needs this module
 
         return unproved(operation, backend, device)
     return None
 
 
-def _declined(operation: str, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
+def _declined(operation: str, backend: str, tensors: Sequence[torch.Tensor]) -> str | None:
     if reason := _missing(operation, backend):
         return reason
     serves = getattr(_module(operation, backend), "serves", None) or getattr(

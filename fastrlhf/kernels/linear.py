@@ -43,6 +43,8 @@ def linear(x: torch.Tensor, weight: BaseWeight, bias: torch.Tensor | None = None
         check_shape("bias", bias, (parts[0].shape[0],), "[out]")
         check_dtype("bias", bias, (x.dtype,))
     check_same_device(x=x, weight=parts[0], bias=bias)
+    if x.dim() == 2:
+        return _linear(x, *parts, bias)
     y = _linear(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), *parts, bias)
     return y.view(*x.shape[:-1], y.shape[1])
 

@@ -17,6 +17,7 @@ MODULES = ("_cpu", "_cuda")
 _PACKAGE = Path(__file__).parents[1]
 
 
+@functools.cache
 def module(name: str) -> ModuleType:
     """The compiled module `name`, one of `MODULES`.
 

@@ -2,8 +2,8 @@
 
 An operation has to be known to the dispatcher for torch.compile, meta tensors and tensor subclasses. On plain tensors
 that way, with autograd, takes longer than many a kernel; `bench_ppo_loss` at [16, 64] shows what is left of it.
-Operations that change their arguments (`adamw`, `rope_inplace`) stay with `torch.library.custom_op`, which counts their
-versions.
+Operations that change their arguments (`adamw`, `rope_inplace`) are registered by `torch.library.custom_op`, which
+counts their versions.
 """
 
 from __future__ import annotations
@@ -92,12 +92,17 @@ def all_plain(args: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     for arg in args:
-        if isinstance(arg, torch.Tensor) and (type(arg) not in _PLAIN or arg.is_meta):
+        if type(arg) in _PLAIN:
+            if arg.is_meta:
+                return False
+        elif arg is not None and isinstance(arg, torch.Tensor):
             return False
     return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
-    )
+    if torch.is_grad_enabled():
+        for arg in args:
+            if arg is not None and isinstance(arg, torch.Tensor) and arg.requires_grad:
+                return True
+    return False

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch.autograd.graph import increment_version
 
 from fastrlhf.device.observe import Cost, nbytes
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
-from fastrlhf.kernels.registration import operation
+from fastrlhf.kernels.registration import all_plain, operation
 
 
 class Rope(NamedTuple):
@@ -45,7 +46,6 @@ def rope(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.T
     return Rope(*_rope(query, key, cos, sin, False))
 
 
-@torch.no_grad()
 def rope_inplace(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """`rope` in place, for tensors that no gradient goes through (rollouts, a reference): see there.
 
@@ -62,7 +62,13 @@ def rope_inplace(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin:
             raise ValueError(
                 f"{name} is expanded (some of its elements are one), expected each in its own place"
             )
-    _rope_inplace(query, key, cos, sin)
+    if all_plain((query, key, cos, sin)) and not (cos.requires_grad or sin.requires_grad):
+        # past PyTorch's dispatcher, which counts versions otherwise
+        dispatch.call("rope_inplace", query, key, cos, sin)
+        increment_version([tensor for tensor in (query, key) if not tensor.is_inference()])
+        return
+    with torch.no_grad():
+        _rope_inplace(query, key, cos, sin)
 
 
 def _check(query, key, cos, sin):
@@ -73,9 +79,10 @@ def _check(query, key, cos, sin):
     check_shape("key", key, (*query.shape[:-2], heads, query.shape[-1]), "[..., Hk, D]")
     check_dtype("key", key, (query.dtype,))
     rotated = cos.shape[-1] if cos.dim() else 0
+    allowed = (torch.float32,) if query.dtype == torch.float32 else (torch.float32, query.dtype)
     for name, tensor in (("cos", cos), ("sin", sin)):
         check_shape(name, tensor, (*query.shape[:-2], rotated), "[..., R]")
-        check_dtype(name, tensor, tuple({torch.float32, query.dtype}))
+        check_dtype(name, tensor, allowed)
     check_dtype("sin", sin, (cos.dtype,))
     if rotated % 2 or rotated > query.shape[-1]:
         raise ValueError(

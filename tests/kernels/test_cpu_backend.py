@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fastrlhf.kernels import Stat, cpu, native
+from fastrlhf.kernels import Stat, cpu, dispatch, native
+from fastrlhf.kernels.cases import cases
 from fastrlhf.kernels.reference.gae import gae as reference_gae
 from fastrlhf.kernels.reference.ppo_loss import ppo_loss as reference_ppo_loss
 from tests.kernels.native_cases import (
@@ -34,8 +36,31 @@ if native.missing("_cpu") is None:
     from fastrlhf.kernels.cpu.gae import gae
     from fastrlhf.kernels.cpu.ppo_loss import ppo_loss
 
+NATIVE = [operation for operation in dispatch.OPERATIONS if dispatch.written(operation, "cpu")]
 LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, VALUES, RETURNS, REF_LOGPROBS = 0, 1, 2, 3, 4, 6, 9
 INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("operation", NATIVE)
+def test_outputs_are_float32_whatever_the_default_dtype(operation):
+    """While a model is loaded the default may be another; a buffer of fewer bits would be written past its end."""
+    for args in cases(operation, torch.float32).values():
+        kernel = dispatch.implementation(operation, "cpu", *args)
+        expected, found = (outputs_of(kernel, args, default) for default in (torch.float32, torch.float64))
+        for one, other in zip(expected, found, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one.nan_to_num(nan=7), other.nan_to_num(nan=7))
+
+
+def outputs_of(kernel, args, default_dtype):
+    """What the kernel returns and what is in its arguments afterwards."""
+    args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, args)
+    torch.set_default_dtype(default_dtype)
+    try:
+        outputs = kernel(*args)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return [leaf for leaf in tree_leaves((outputs, args)) if isinstance(leaf, torch.Tensor)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -17,7 +17,7 @@ CPU_TENSOR = torch.zeros(2, 3)
 def no_choice_from_outside(monkeypatch):
     """No backend forced by the environment, and nothing remembered from, or left to, other tests."""
     monkeypatch.delenv("FASTRLHF_BACKEND", raising=False)
-    caches = (dispatch._missing, dispatch._module, dispatch._say_once)
+    caches = (dispatch._missing, dispatch._module, dispatch._say_once, dispatch._from_environment)
     for cached in caches:
         cached.cache_clear()
     yield

@@ -19,7 +19,7 @@ GPU = torch.device("cuda", 0)
 class OnGPU:
     """What dispatch looks at in a tensor of a GPU."""
 
-    device, dtype = GPU, torch.float32
+    device, dtype, is_cpu = GPU, torch.float32, False
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTRLHF_CACHE", str(tmp_path))
     monkeypatch.setattr(first_use, "_verdicts", {})
     monkeypatch.delenv("FASTRLHF_BACKEND", raising=False)
-    return gpu
+    dispatch._from_environment.cache_clear()
+    yield gpu
+    dispatch._from_environment.cache_clear()
 
 
 def wrong(*args):

@@ -13,12 +13,17 @@ from fastrlhf.kernels import cuda, dispatch, native
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """An empty folder in place of the package's own, and no compiled module to be found."""
-    native.missing.cache_clear()
+    forget()
     monkeypatch.setattr(native, "_PACKAGE", tmp_path / "fastrlhf")
     (tmp_path / "fastrlhf").mkdir()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     yield tmp_path / "fastrlhf"
+    forget()
+
+
+def forget():
     native.missing.cache_clear()
+    native.module.cache_clear()
 
 
 def record(folder, **modules):

@@ -158,6 +158,19 @@ def test_other_strides(device):
     assert torch.equal(there[0], expected.query) and torch.equal(there[1], expected.key)
 
 
+def test_in_place_counts_as_a_change_for_autograd(device):
+    query, key, cos, sin = (tensor.to(device) for tensor in tensors((6, 3, 32), 2, 32))
+    factor = torch.ones_like(query, requires_grad=True)
+    product, version = query * factor, key._version
+    kernels.rope_inplace(query, key, cos, sin.requires_grad_())
+    kernels.rope_inplace(query, key, cos, sin.detach())
+    assert key._version >= version + 2
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():
+        kernels.rope_inplace(query.clone(), key.clone(), cos, sin)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (2, 0, 3, 4)], ids=str)
 def test_empty(device, shape):
     given_tensors = tensors(shape, 1, 4)

@@ -6,6 +6,8 @@ import torch
 
 from fastrlhf.kernels import native
 
+_NARROW = (torch.bfloat16, torch.float16)
+
 
 def unavailable() -> str | None:
     """Why no kernel of this backend can run here, or None."""
@@ -17,11 +19,15 @@ def serves(first: torch.Tensor, *others: torch.Tensor) -> str | None:
 
     Others may be float64, as sums are; where the first is a gradient of statistics, the operands may still be narrow.
     """
-    if first.device.type != "cpu":
+    if not first.is_cpu:
         return f"takes CPU tensors, not {first.device.type}"
-    for tensor in (first, *others):
-        if tensor.dtype in (torch.bfloat16, torch.float16) or (
-            tensor is first and tensor.dtype != torch.float32
-        ):
-            return f"takes float32, not {str(tensor.dtype).removeprefix('torch.')}"
+    if first.dtype != torch.float32:
+        return _takes_float32(first)
+    for tensor in others:
+        if tensor.dtype in _NARROW:
+            return _takes_float32(tensor)
     return None
+
+
+def _takes_float32(tensor: torch.Tensor) -> str:
+    return f"takes float32, not {str(tensor.dtype).removeprefix('torch.')}"

@@ -14,7 +14,7 @@ def serves(codes, *_):
 
 def dequantize(codes, scales, scale_scales, offset, in_features, dtype):
     """See `fastrlhf.kernels.dequantize`."""
-    weight = torch.empty(codes.shape[0], in_features)
+    weight = torch.empty(codes.shape[0], in_features, dtype=torch.float32)
     held = [None if part is None else part.contiguous() for part in (scales, scale_scales, offset)]
     if weight.numel():
         dequantize_rows(codes.contiguous(), *held, 0, weight)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
@@ -11,15 +9,16 @@ from fastrlhf.kernels.rows import as_one_row
 
 def glu(gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    output = torch.empty(gate.shape)
-    gates, ups = as_one_row(gate, up)
+    output = gate.new_empty(gate.shape)
+    (gates, ups), (gate_stride, up_stride), (rows, columns) = as_one_row(gate, up)
     native.module("_cpu").glu(
         gates.data_ptr(),
-        gates.stride(0),
+        gate_stride,
         ups.data_ptr(),
-        ups.stride(0),
+        up_stride,
         output.data_ptr(),
-        *gates.shape,
+        rows,
+        columns,
         ACTIVATIONS.index(activation),
     )
     return output

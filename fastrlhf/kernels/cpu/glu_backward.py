@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
@@ -11,13 +9,17 @@ from fastrlhf.kernels.rows import as_one_row
 
 def glu_backward(grad_output, gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    grad_gate, grad_up = torch.empty(gate.shape), torch.empty(gate.shape)
-    rows = as_one_row(grad_output, gate, up)
+    grad_gate, grad_up = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    given, strides, shape = as_one_row(grad_output, gate, up)
     native.module("_cpu").glu_backward(
-        *(number for tensor in rows for number in (tensor.data_ptr(), tensor.stride(0))),
+        *(
+            number
+            for tensor, stride in zip(given, strides, strict=True)
+            for number in (tensor.data_ptr(), stride)
+        ),
         grad_gate.data_ptr(),
         grad_up.data_ptr(),
-        *rows[0].shape,
+        *shape,
         ACTIVATIONS.index(activation),
     )
     return grad_gate, grad_up

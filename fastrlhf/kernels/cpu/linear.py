@@ -46,18 +46,21 @@ def thin_linear(x, weight, bias=None, scales=None, *, transposed=False):
     """
     out, width = reversed(weight.shape) if transposed else weight.shape
     assert x.shape[1] == width
+    rows = x.shape[0]
     # Held by name until the kernel returns: a contiguous copy dies with its last reference.
-    held = [None if tensor is None else tensor.contiguous() for tensor in (x, weight, scales, bias)]
-    x, weight, scales, bias = held
-    y = x.new_empty(x.shape[0], out)
+    x, weight = x.contiguous(), weight.contiguous()
+    scales = None if scales is None else scales.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty(rows, out)
     native.module("_cpu").thin_linear(
         x.data_ptr(),
         weight.data_ptr() if scales is None else 0,
-        weight.data_ptr() if scales is not None else 0,
+        0 if scales is None else weight.data_ptr(),
         0 if scales is None else scales.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        *y.shape,
+        rows,
+        out,
         width,
         transposed,
     )

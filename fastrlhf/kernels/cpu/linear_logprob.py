@@ -11,11 +11,12 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
     """See `fastrlhf.kernels.linear_logprob`. Bit for bit the same for every number of threads."""
     inputs, sizes = head(hidden_states, weight, targets, bias)
     rows, _, width = sizes
-    logprobs, entropy = torch.empty(rows), torch.empty(rows)
+    empty = hidden_states.new_empty
+    logprobs, entropy = empty(rows), empty(rows)
     logsumexp = torch.empty(rows, dtype=torch.float64)
-    kept = [torch.empty((rows, width) if wanted else 0) for wanted in (slopes > 0, slopes > 1)]
+    kept = [empty((rows, width) if wanted else 0) for wanted in (slopes > 0, slopes > 1)]
     module, threads = native.module("_cpu"), torch.get_num_threads()
-    scratch = torch.empty(module.linear_logprob_scratch(sizes, slopes, threads))
+    scratch = empty(module.linear_logprob_scratch(sizes, slopes, threads))
     module.linear_logprob(
         addresses(*inputs),
         sizes,

@@ -30,13 +30,13 @@ def linear_logprob_backward(
     ]
     assert all(tensor is None or tensor.shape == (rows,) for tensor in outer)
     # A gradient of no rows is zero, and the kernel writes what has rows alone.
-    new = torch.empty if rows else torch.zeros
-    grad_hidden = torch.empty(rows, width)
+    new = hidden_states.new_empty if rows else hidden_states.new_zeros
+    grad_hidden = hidden_states.new_empty(rows, width)
     grad_weight = new((words, width) if needs_weight else 0)
     has_bias = needs_weight and bias is not None
     grad_bias = new(words if has_bias else 0)
     module, threads = native.module("_cpu"), torch.get_num_threads()
-    scratch = torch.empty(module.linear_logprob_backward_scratch(sizes, False))
+    scratch = hidden_states.new_empty(module.linear_logprob_backward_scratch(sizes, False))
     module.linear_logprob_backward(
         addresses(*inputs),
         sizes,

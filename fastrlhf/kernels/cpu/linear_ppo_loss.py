@@ -45,18 +45,19 @@ def linear_ppo_loss(
     slope *= grad_logprobs[:, None]
     if with_entropy:
         slope.addcmul_(grad_entropy[:, None], entropy_slope)
-    return loss, stats, slope, torch.empty(0), torch.empty(0), grad_values
+    return loss, stats, slope, slope.new_empty(0), slope.new_empty(0), grad_values
 
 
 def _by_blocks(head_of_rows: tuple, options: tuple, *, needs_weight: bool) -> tuple[torch.Tensor, ...]:
     hidden_states, weight, targets, bias, temperature, softcap = head_of_rows
     inputs, (rows, words, width) = head(hidden_states, weight, targets, bias)
     hidden_states, weight, bias, targets = inputs
-    logprobs, entropy = torch.empty(2, rows)
+    empty = hidden_states.new_empty
+    logprobs, entropy = empty(2, rows)
     logsumexp = torch.empty(rows, dtype=torch.float64)
     # A gradient of no rows is zero, and the kernel writes what has rows alone.
-    new = torch.empty if rows else torch.zeros
-    grad_hidden = torch.empty(rows, width)
+    new = empty if rows else hidden_states.new_zeros
+    grad_hidden = empty(rows, width)
     grad_weight = new((words, width) if needs_weight else 0)
     has_bias = needs_weight and bias is not None
     grad_bias = new(words if has_bias else 0)
@@ -64,9 +65,9 @@ def _by_blocks(head_of_rows: tuple, options: tuple, *, needs_weight: bool) -> tu
 
     module, threads = native.module("_cpu"), torch.get_num_threads()
     largest = (min(rows, BLOCK_ROWS), words, width)
-    held = torch.empty(module.held_logits(largest))
-    forward_scratch = torch.empty(module.linear_logprob_scratch(largest, 0, threads))
-    backward_scratch = torch.empty(module.linear_logprob_backward_scratch(largest, True))
+    held = empty(module.held_logits(largest))
+    forward_scratch = empty(module.linear_logprob_scratch(largest, 0, threads))
+    backward_scratch = empty(module.linear_logprob_backward_scratch(largest, True))
     for first in range(0, rows, BLOCK_ROWS):
         block = slice(first, min(first + BLOCK_ROWS, rows))
         sizes = (block.stop - first, words, width)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
 from fastrlhf.kernels.rows import as_rows
 
 
 def norm(hidden_states, weight, bias, residual, eps, weight_offset, cast_before_weight):
     """See `fastrlhf.kernels.norm`; in float32 there is no cast before the weight."""
-    shape, nothing = hidden_states.shape, hidden_states.new_empty(0)
+    shape, empty = hidden_states.shape, hidden_states.new_empty
     # Held by name until the kernel returns: a copy dies with its last reference.
     rows, weight = as_rows(hidden_states), weight.contiguous()
-    bias = nothing if bias is None else bias.contiguous()
-    added = nothing.view(0, 1) if residual is None else as_rows(residual)
-    normed = torch.empty(shape)
-    summed = nothing if residual is None else torch.empty(shape)
-    mean, rstd = torch.empty(shape[:-1] if bias.numel() else 0), torch.empty(shape[:-1])
+    bias = None if bias is None else bias.contiguous()
+    added = None if residual is None else as_rows(residual)
+    normed, summed = empty(shape), empty(0 if residual is None else shape)
+    mean, rstd = empty(0 if bias is None else shape[:-1]), empty(shape[:-1])
     native.module("_cpu").norm(
         rows.data_ptr(),
         rows.stride(0),
-        added.data_ptr(),
-        added.stride(0),
-        *(tensor.data_ptr() for tensor in (weight, bias, normed, summed, mean, rstd)),
+        0 if added is None else added.data_ptr(),
+        0 if added is None else added.stride(0),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        normed.data_ptr(),
+        summed.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
         *rows.shape,
         eps,
         weight_offset,
