@@ -40,6 +40,7 @@ CPU_SOURCES = (
     "cpu/quantize.cpp",
     "cpu/rope.cpp",
     "cpu/sample.cpp",
+    "cpu/weight_gradient.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

@@ -32,7 +32,7 @@ def always(monkeypatch):
 
 @pytest.mark.parametrize("provider", products.PROVIDERS)
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("shape", [(33, 17, 9), (64, 1, 5), (129, 31, 65)], ids=str)
+@pytest.mark.parametrize("shape", [(33, 17, 9), (64, 1, 5), (129, 31, 65), (300, 205, 40)], ids=str)
 def test_each_provider_is_as_good_as_plain(always, provider, keep, shape):
     always(provider)
     rows, out, width = shape

@@ -60,10 +60,10 @@ FASTRLHF_INLINE void store_vector(float* to, V from) {
   memcpy(to, &from, sizeof(from));
 }
 
-// sums[r][c] += the sum over k < depth of a[r * ROW + k * STEP] * panel[k][c].
-template <class T, int ROW, int STEP>
-FASTRLHF_INLINE void multiply_add(Sums<T>& sums, const float* a, const float* panel, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k, a += STEP, panel += T::COLUMNS) {
+// sums[r][c] += the sum over k < depth of a[r * ROW + k * step] * panel[k][c].
+template <class T, int ROW>
+FASTRLHF_INLINE void multiply_add(Sums<T>& sums, const float* a, int64_t step, const float* panel, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, a += step, panel += T::COLUMNS) {
     typename T::Vector columns[T::VECTORS];
 #pragma GCC unroll 4
     for (int c = 0; c < T::VECTORS; ++c)
@@ -113,7 +113,8 @@ FASTRLHF_INLINE void stripes_times_panel(const float* stripes, const float* pane
     const int64_t piece = depth - at < PIECE ? depth - at : PIECE;
     for (int64_t row = 0; row < rows; row += T::ROWS) {
       Sums<T> sums;
-      multiply_add<T, 1, T::ROWS>(sums, stripes + row * depth + at * T::ROWS, panel + at * T::COLUMNS, piece);
+      const float* stripe = stripes + row * depth + at * T::ROWS;
+      multiply_add<T, 1>(sums, stripe, T::ROWS, panel + at * T::COLUMNS, piece);
       store_sums<T>(sums, to + row * T::COLUMNS, T::COLUMNS, T::ROWS, T::COLUMNS, add || at > 0);
     }
   }
