@@ -35,14 +35,17 @@ int widest = 512;
 // would give one of two threads a quarter more to do than the other.
 constexpr int64_t STEP = 64, SMALL_STEP = 16, MANY_ROWS = 4096;
 
-// Columns [begin, end) of row b of y.
-inline void put(const ThinLinear& p, int64_t b, int64_t begin, int64_t end, const float* from) {
+// Columns [begin, end) of row b of y, of sums that are still without scales and bias.
+inline void put(const ThinLinear& p, int64_t b, int64_t begin, int64_t end, float* sums) {
   float* to = p.y + b * p.out + begin;
+  const int64_t count = end - begin;
+  for (int64_t i = 0; p.codes && i < count; ++i) sums[i] *= p.scales[begin + i];
+  for (int64_t i = 0; p.bias && i < count; ++i) sums[i] += p.bias[begin + i];
   if (!p.adds) {
-    memcpy(to, from, (end - begin) * sizeof(float));
+    memcpy(to, sums, count * sizeof(float));
     return;
   }
-  for (int64_t i = 0; i < end - begin; ++i) to[i] += p.factor * from[i];
+  for (int64_t i = 0; i < count; ++i) to[i] += p.factor * sums[i];
 }
 
 // Columns [begin, end) of x times a weight [in, out]: a row of the weight at a time, times a number of each of BATCH
@@ -78,10 +81,7 @@ FASTRLHF_INLINE void transposed_columns(const ThinLinear* product, int64_t begin
         case 3: transposed_tile<3>(p, first, at, count, y); break;
         default: transposed_tile<4>(p, first, at, count, y);
       }
-      for (int b = 0; b < rows; ++b) {
-        for (int i = 0; p.bias && i < count; ++i) y[b * SMALL_STEP + i] += p.bias[at + i];
-        put(p, first + b, at, at + count, y + b * SMALL_STEP);
-      }
+      for (int b = 0; b < rows; ++b) put(p, first + b, at, at + count, y + b * SMALL_STEP);
     }
   }
 }

@@ -6,22 +6,26 @@
 // through the same additions in the same order in every tile, so that a batch does not change its rows' bits.
 
 constexpr int ROWS = 4;
-// A block of weight rows stays in the first-level cache while the rows of x pass by.
-constexpr int64_t BLOCK_BYTES = 16 << 10;
+// A block of weight rows stays in the first-level cache while the rows of x pass by: eight rows of 576 floats. With
+// four of them all of x comes from the second level for every four, and a batch of 32 takes a third longer.
+constexpr int64_t BLOCK_BYTES = 20 << 10;
+constexpr int64_t LINE_BYTES = 64;
 
 template <int BATCH, class W>
 static inline __attribute__((always_inline)) void tile(const ThinLinear& p, const W* weight, int64_t row,
-                                                       int64_t first, float* to, bool prefetch) {
+                                                       int64_t first, float* to,
+                                                       const W* const (&coming)[ROWS]) {
   const W* rows[ROWS];
   for (int r = 0; r < ROWS; ++r) rows[r] = weight + (row + r < p.out ? row + r : p.out - 1) * p.in;
   const float* x = p.x + first * p.in;
   vec sums[BATCH][ROWS] = {};
-  const int64_t whole = p.in / WIDTH * WIDTH, ahead = ROWS * p.in;
+  const int64_t whole = p.in / WIDTH * WIDTH;
   for (int64_t k = 0; k < whole; k += WIDTH) {
     vec w[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-      w[r] = load(rows[r] + k);
-      if (prefetch) __builtin_prefetch(rows[r] + k + ahead);
+    for (int r = 0; r < ROWS; ++r) w[r] = load(rows[r] + k);
+    if (k % (LINE_BYTES / (int64_t)sizeof(W)) == 0) {
+      for (int r = 0; r < ROWS; ++r)
+        if (coming[r]) __builtin_prefetch(coming[r] + k);
     }
     for (int b = 0; b < BATCH; ++b) {
       const vec v = load(x + b * p.in + k);
@@ -34,28 +38,20 @@ static inline __attribute__((always_inline)) void tile(const ThinLinear& p, cons
       for (int r = 0; r < ROWS; ++r) sums[b][r] = load_some(rows[r] + whole, rest) * v + sums[b][r];
     }
   }
-  const int count = p.out - row < ROWS ? (int)(p.out - row) : ROWS;
-  for (int b = 0; b < BATCH; ++b) {
-    float y[ROWS];
-    reduce4(sums[b], y);
-    for (int r = 0; r < count; ++r) {
-      const float scaled = p.codes ? y[r] * p.scales[row + r] : y[r];
-      to[(first + b) * STEP + r] = p.bias ? scaled + p.bias[row + r] : scaled;
-    }
-  }
+  for (int b = 0; b < BATCH; ++b) reduce4(sums[b], to + (first + b) * STEP);
 }
 
 template <class W>
 static inline void some_batch(const ThinLinear& p, const W* weight, int64_t row, int64_t first, int count,
-                              float* to, bool prefetch) {
+                              float* to, const W* const (&coming)[ROWS]) {
   switch (count) {
-    case 1: return tile<1>(p, weight, row, first, to, prefetch);
-    case 2: return tile<2>(p, weight, row, first, to, prefetch);
-    case 3: return tile<3>(p, weight, row, first, to, prefetch);
+    case 1: return tile<1>(p, weight, row, first, to, coming);
+    case 2: return tile<2>(p, weight, row, first, to, coming);
+    case 3: return tile<3>(p, weight, row, first, to, coming);
 #if FASTRLHF_LINEAR_MAX_BATCH > 3
-    case 4: return tile<4>(p, weight, row, first, to, prefetch);
-    case 5: return tile<5>(p, weight, row, first, to, prefetch);
-    case 6: return tile<6>(p, weight, row, first, to, prefetch);
+    case 4: return tile<4>(p, weight, row, first, to, coming);
+    case 5: return tile<5>(p, weight, row, first, to, coming);
+    case 6: return tile<6>(p, weight, row, first, to, coming);
 #endif
   }
 }
@@ -74,8 +70,14 @@ static inline void rows_of(const ThinLinear& p, const W* weight, int64_t begin, 
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = p.batch * part / parts;
       const int count = (int)(p.batch * (part + 1) / parts - first);
-      for (int64_t row = from; row < to; row += ROWS)
-        some_batch(p, weight, row, first, count, buffer + (row - begin), part == 0);
+      for (int64_t row = from; row < to; row += ROWS) {
+        // The next block is fetched while this one meets all parts of the batch. Fetched during the first of them
+        // alone it came no faster than the memory gives, and the memory idled during the others.
+        const W* coming[ROWS];
+        for (int r = 0; r < ROWS; ++r)
+          coming[r] = r * parts / ROWS == part ? weight + (row + r + block) * p.in : nullptr;
+        some_batch(p, weight, row, first, count, buffer + (row - begin), coming);
+      }
     }
   }
   for (int64_t b = 0; b < p.batch; ++b) put(p, b, begin, end, buffer + b * STEP);
