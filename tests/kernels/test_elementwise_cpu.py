@@ -18,15 +18,8 @@ pytestmark = pytest.mark.skipif(
 OPERATIONS = ("norm", "norm_backward", "glu", "glu_backward", "rope", "rope_inplace")
 
 
-@pytest.fixture
-def portable():
-    native.module("_cpu").force_portable(True)
-    yield
-    native.module("_cpu").force_portable(False)
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_portable_version_is_right(portable, operation):
+def test_every_version_is_right(instructions, operation):
     for name, args in cases(operation, torch.float32).items():
         kernel = implementation(operation, "cpu", *args)
         assert error_ratio(kernel, operation, args, args) <= 1, name
@@ -61,7 +54,7 @@ def test_the_weight_gradient_of_many_rows_keeps_its_digits():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_gelu_keeps_its_digits_in_the_left_tail(activation):
+def test_gelu_keeps_its_digits_in_the_left_tail(instructions, activation):
     glu = implementation("glu", "cpu", torch.empty(0))
     gate = torch.linspace(-4, 4, 100_003)
     exact = gelu(gate.double(), approximate="tanh" if activation == "gelu_tanh" else "none")

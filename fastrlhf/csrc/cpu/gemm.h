@@ -6,13 +6,7 @@
 
 #include "simd.h"
 
-#ifdef FASTRLHF_HAS_AVX2_VERSION
-#define FASTRLHF_AVX512 __attribute__((target("avx512f,avx2,fma")))
-#endif
-
 namespace fastrlhf {
-
-typedef float f16 __attribute__((vector_size(64)));
 
 template <class F, int VECTORS_IN_A_ROW, int ROWS_IN_A_TILE>
 struct Tile {
@@ -26,10 +20,6 @@ struct Tile {
 typedef Tile<f8, 1, 6> PortableTile;
 typedef Tile<f8, 2, 6> Avx2Tile;
 typedef Tile<f16, 2, 12> Avx512Tile;
-
-// True where the AVX-512 versions run: the processor has it, the AVX2 versions may run too, and no test forbade it.
-bool use_avx512();
-void allow_avx512(bool allowed);
 
 // `function` of the tile that fits this processor best.
 template <class F>
@@ -47,18 +37,6 @@ template <class T>
 struct Sums {
   typename T::Vector at[T::ROWS][T::VECTORS] = {};
 };
-
-template <class V>
-FASTRLHF_INLINE V load_vector(const float* from) {
-  V to;
-  memcpy(&to, from, sizeof(to));
-  return to;
-}
-
-template <class V>
-FASTRLHF_INLINE void store_vector(float* to, V from) {
-  memcpy(to, &from, sizeof(from));
-}
 
 // sums[r][c] += the sum over k < depth of a[r * ROW + k * step] * panel[k][c].
 template <class T, int ROW>

@@ -9,6 +9,7 @@
 #if defined(__x86_64__)
 #define FASTRLHF_HAS_AVX2_VERSION 1
 #define FASTRLHF_AVX2 __attribute__((target("avx2,fma")))
+#define FASTRLHF_AVX512 __attribute__((target("avx512f,avx2,fma")))
 // For arithmetic that must round after every operation: without the instruction nothing can be fused.
 #define FASTRLHF_AVX2_WITHOUT_FMA __attribute__((target("avx2")))
 #endif
@@ -17,6 +18,7 @@ namespace fastrlhf {
 
 constexpr int LANES = 8;
 typedef float f8 __attribute__((vector_size(32)));
+typedef float f16 __attribute__((vector_size(64)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef double d8 __attribute__((vector_size(64)));
 typedef int64_t l4 __attribute__((vector_size(32)));
@@ -28,6 +30,9 @@ typedef uint16_t s8 __attribute__((vector_size(16)));
 // True where the AVX2 versions run: this processor has AVX2 and FMA, and no test asked for the portable ones.
 bool use_avx2();
 void force_portable(bool portable);
+// True where the AVX-512 versions run: the processor has it, the AVX2 versions may run too, and no test forbade it.
+bool use_avx512();
+void allow_avx512(bool allowed);
 
 // The first `count` of eight floats; the lanes after them are zero.
 FASTRLHF_INLINE f8 load(const float* from, int count) {
@@ -38,6 +43,19 @@ FASTRLHF_INLINE f8 load(const float* from, int count) {
 
 FASTRLHF_INLINE void store(float* to, f8 from, int count) {
   memcpy(to, &from, count == LANES ? sizeof(from) : count * sizeof(float));
+}
+
+// Whole vectors of any width.
+template <class V>
+FASTRLHF_INLINE V load_vector(const float* from) {
+  V to;
+  memcpy(&to, from, sizeof(to));
+  return to;
+}
+
+template <class V>
+FASTRLHF_INLINE void store_vector(float* to, V from) {
+  memcpy(to, &from, sizeof(from));
 }
 
 // Booleans as the selecting mask of eight lanes; those after `count` are false. Each lane picks its byte of a
@@ -186,61 +204,14 @@ FASTRLHF_INLINE Expm1<f8> expm1_and_rest(f8 x) {
   return {unscaled ? e.r + e.rest : expm1, unscaled ? e.rest : expm1 - x};
 }
 
-// e^x for x of at most zero, within 2 ulp; zero below -87.3, where e^x has not all its digits. Half the work of
-// `exponential`: a shorter series (a fit of (e^r - 1 - r) / r², off by 3e-9 of e^r) and one power of two.
-FASTRLHF_INLINE f8 exponential_below_zero(f8 x) {
-  const f8 magic = f8{} + 12582912.0f;  // see `reduce`
-  const f8 shifted = x * 1.44269504f + magic;
-  const f8 rounded = shifted - magic;
-  const f8 r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
-  f8 q = r * 1.38144672e-3f + 8.36878048e-3f;
-  q = q * r + 4.16683942e-2f;
-  q = q * r + 1.66665201e-1f;
-  q = q * r + 4.99999934e-1f;
-  const f8 power = (f8)(((i8)shifted << 23) + 0x3f800000);
-  return x < -87.3f ? f8{} : (1.0f + (r + r * r * q)) * power;
-}
-
-// 1 / (1 + e^-x) and its derivative, within 4 ulp whatever x: 1 - value, when value is nearly one, has no
-// digits.
-struct Sigmoid {
-  f8 value, slope;
-};
-
-FASTRLHF_INLINE Sigmoid sigmoid_at(f8 x) {
-  const f8 e = exponential_below_zero(-absolute(x)), above = 1.0f / (1.0f + e);
-  return {x < 0.0f ? e * above : above, e * above * above};
-}
-
-// The normal distribution function within 1e-7 (relatively within 6e-7 above -4), and its density.
-struct Normal {
-  f8 distribution, density;
-};
-
-FASTRLHF_INLINE Normal normal_at(f8 x) {
-  const f8 t = absolute(x), square = x * x;
-  const f8 density = exponential_below_zero(-0.5f * square) * 0.398942280f;
-  // Below one a fit of (distribution - 1/2) / x in x², off by 7e-10 relatively.
-  f8 near = square * -7.65420858e-6f + 1.13486373e-4f;
-  near = near * square - 1.18632994e-3f;
-  near = near * square + 9.97332341e-3f;
-  near = near * square - 6.64903599e-2f;
-  near = 0.5f + x * (near * square + 3.98942280e-1f);
-  // Beyond it one of Mills' ratio in 1 / (1 + 0.28 t), off by 7e-8 relatively.
-  const f8 z = 1.0f / (1.0f + 0.28f * t);
-  f8 tail = z * -0.148253593f + 0.327334058f;
-  tail = tail * z - 6.97832593e-3f;
-  tail = tail * z + 0.274717340f;
-  tail = tail * z + 0.244823283f;
-  tail = tail * z + 0.281553594f;
-  tail = density * (z * (tail * z + 0.279924146f));
-  const f8 far = x < 0.0f ? tail : 1.0f - tail;
-  return {t < 1.0f ? near : far, density};
-}
-
 #ifdef FASTRLHF_HAS_AVX2_VERSION
 template <auto BODY, class... Args>
 FASTRLHF_AVX2 void run_avx2(Args... args) {
+  BODY(args...);
+}
+
+template <auto BODY, class... Args>
+FASTRLHF_AVX512 void run_avx512(Args... args) {
   BODY(args...);
 }
 #endif
@@ -257,6 +228,15 @@ inline void on_vectors(Args... args) {
   if (use_avx2()) return run_avx2<BODY>(args...);
 #endif
   run_portable<BODY>(args...);
+}
+
+// As `on_vectors`, for a Body::run<V> of vectors V of sixteen floats where the processor has them, else of eight.
+template <class Body, class... Args>
+inline void on_widest_vectors(Args... args) {
+#ifdef FASTRLHF_HAS_AVX2_VERSION
+  if (use_avx512()) return run_avx512<&Body::template run<f16>>(args...);
+#endif
+  on_vectors<&Body::template run<f8>>(args...);
 }
 
 }  // namespace fastrlhf
