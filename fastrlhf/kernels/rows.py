@@ -38,4 +38,6 @@ def as_one_row(*tensors: torch.Tensor) -> tuple[Sequence[torch.Tensor], list[int
 
 def with_dense_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where the numbers of a row lie side by side, a contiguous copy elsewhere."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+    if tensor.is_contiguous() or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+        return tensor
+    return tensor.contiguous()

@@ -63,7 +63,7 @@ struct Backward {
 template <class Body>
 void over_blocks(const GLUArrays& arrays, int64_t rows, int64_t columns) {
   const int64_t in_row = (columns + BLOCK - 1) / BLOCK, blocks = rows * in_row;
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(static) if (rows * columns > ELEMENTS_WORTH_THREADS)
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = i / in_row, begin = i % in_row * BLOCK;
     on_widest_vectors<Body>(&arrays, row, begin, std::min(BLOCK, columns - begin), columns);

@@ -49,7 +49,7 @@ FASTRLHF_INLINE void normalise_rows(const NormArrays* a, int64_t begin, int64_t 
 
 void norm(const NormArrays& arrays, int64_t rows, int64_t columns, float eps, float weight_offset) {
   const int64_t block = std::max<int64_t>(1, 4096 / columns), blocks = (rows + block - 1) / block;
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(static) if (rows * columns > ELEMENTS_WORTH_THREADS)
   for (int64_t i = 0; i < blocks; ++i) {
     on_vectors<normalise_rows>(&arrays, i * block, std::min(rows, (i + 1) * block), columns, eps,
                                weight_offset);

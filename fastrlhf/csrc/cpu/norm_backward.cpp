@@ -72,7 +72,7 @@ void norm_backward(const NormBackwardArrays& arrays, int64_t rows, int64_t colum
   const int64_t in_part = std::max((rows + PARTS - 1) / PARTS, std::max<int64_t>(1, 4096 / columns));
   const int64_t parts = (rows + in_part - 1) / in_part, stride = 4 * columns;
   std::vector<float> sums(arrays.grad_weight ? parts * stride : 0);
-#pragma omp parallel for schedule(static) if (parts > 1)
+#pragma omp parallel for schedule(static) if (rows * columns > ELEMENTS_WORTH_THREADS)
   for (int64_t part = 0; part < parts; ++part) {
     on_vectors<backward_rows>(&arrays, part * in_part, std::min(rows, (part + 1) * in_part), columns,
                               weight_offset, arrays.grad_weight ? sums.data() + part * stride : nullptr);

@@ -43,7 +43,7 @@ void rope(const Heads& query, const Heads& key, const Angles& angles, int64_t to
           bool transposed) {
   const int64_t of_token = std::max<int64_t>(1, (query.count + key.count) * width);
   const int64_t block = std::max<int64_t>(1, 4096 / of_token), blocks = (tokens + block - 1) / block;
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(static) if (tokens * of_token > ELEMENTS_WORTH_THREADS)
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t begin = i * block, end = std::min(tokens, begin + block);
     if (transposed) {

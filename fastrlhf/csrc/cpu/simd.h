@@ -17,6 +17,9 @@
 namespace fastrlhf {
 
 constexpr int LANES = 8;
+
+// A kernel of elements takes 0.1 to 0.4 ns a number, and another thread 2 to 5 us to start and to wait for.
+constexpr int64_t ELEMENTS_WORTH_THREADS = 1 << 15;
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f16 __attribute__((vector_size(64)));
 typedef int32_t i8 __attribute__((vector_size(32)));
