@@ -88,6 +88,20 @@ def bench_decoding_int8(measure, device, shape, batch):
     )
 
 
+@beside("int8", compiled=False, reference=False)
+@torch.inference_mode()
+def bench_call(measure, device):
+    """What a call takes that has next to nothing to compute. int8: ours of an int8 weight."""
+    x, weight = inputs(1, 8, 8, device)
+    quantised = kernels.quantize(weight, "int8")
+    measure(
+        named(1, (8, 8), "call"),
+        lambda: kernels.linear(x, weight),
+        eager=lambda: torch.nn.functional.linear(x, weight),
+        int8=lambda: kernels.linear(x, quantised),
+    )
+
+
 @beside("float32", compiled=False, reference=False)
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("shape", [VOCABULARIES[0], THIN_LAYERS[1]], ids=str)
