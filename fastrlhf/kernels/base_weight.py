@@ -25,7 +25,8 @@ def check_base(weight: BaseWeight, in_features: int) -> Parts:
                 f"weight has shape {list(shape)}, expected [out, in] = {[shape[0], in_features]}"
             )
         return weight.codes, weight.scales, weight.scale_scales, weight.offset
-    check_dims("weight", weight, 2, "[out, in]")
-    check_shape("weight", weight, (weight.shape[0], in_features), "[out, in]")
+    if weight.dim() != 2 or weight.shape[1] != in_features:
+        check_dims("weight", weight, 2, "[out, in]")
+        check_shape("weight", weight, (weight.shape[0], in_features), "[out, in]")
     check_dtype("weight", weight, FLOATS)
     return weight, None, None, None
