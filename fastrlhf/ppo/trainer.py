@@ -21,7 +21,7 @@ from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import as_list, check_models, check_policy, stop_tokens
+from fastrlhf.ppo.arguments import as_list, check_models, check_policy, check_rollout_weights, stop_tokens
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
@@ -127,14 +127,12 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         )
         self.model_wrapped = self.model
         self.place_models()
+        check_rollout_weights(args.rollout_weights, model)
         self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.offload_models()
-        self.callback_handler.model = self.model
-        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
-            self.optimizer,
-            self.lr_scheduler,
-        )
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.state = state.fresh_trainer_state(self)
         self.guard = UpdateGuard()
@@ -188,10 +186,11 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         Returns:
             Tokens. What follows a row's first stop token or pad token is ignored.
         """
-        return self._generate(input_ids, attention_mask, self.args.temperature)
+        options = {"temperature": self.args.temperature, "weights": self.args.rollout_weights}
+        return self._generate(input_ids, attention_mask, **options)
 
     def _generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, temperature: float
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
@@ -204,9 +203,9 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
                 max_new_tokens=self.args.response_length,
                 pad_token_id=self.pad_token_id,
                 stop_token_ids=self.stop_token_ids,
-                temperature=temperature,
                 seed=self.sampling_seed,
                 first_row_id=self.state.episode,
+                **options,
             )
         return self._sampled.tokens
 
