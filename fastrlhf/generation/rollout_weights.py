@@ -11,7 +11,7 @@ from fastrlhf.models.decoder import Decoder, Projection
 
 def quantised(decoder: Decoder) -> Decoder:
     """The decoder with all projections and the head in int8, a scale an output channel, their adapters merged in; the
-    embedding stays as it is. A quarter of the float32 weights' bytes; made anew where the weights have changed since."""
+    embedding stays as it is. A quarter of the float32 weights' bytes; made anew where those have changed since."""
     decoder = decoder.map_projections(_quantised)
     return decoder._replace(head=_quantised(decoder.head))
 

@@ -114,8 +114,8 @@ class PPOConfig(TrainingArguments):
     )
     rollout_weights: Literal["int8"] | None = _option(
         None,
-        "'int8' samples with copies of the policy's weights in 8 bits, adapters merged in, made for each rollout and let "
-        "go after it; rollout_correction_cap is then 2.0 unless it is given. None: the weights themselves.",
+        "'int8' samples with copies of the policy's weights in 8 bits, adapters merged in, made for each rollout and "
+        "let go after it; rollout_correction_cap is then 2.0 unless it is given. None: the weights themselves.",
     )
     accelerate: bool = _option(
         True,
@@ -251,8 +251,8 @@ class PPOConfig(TrainingArguments):
             )
         if self.reuse_rollout_logprobs and self.rollout_weights is not None:
             raise ValueError(
-                f"rollout_weights is {self.rollout_weights!r}, under which the generator's log-probabilities are not the "
-                "policy's, and reuse_rollout_logprobs=True takes them for it: set one of the two"
+                f"rollout_weights is {self.rollout_weights!r}, under which the generator's log-probabilities are not "
+                "the policy's, and reuse_rollout_logprobs=True takes them for it: set one of the two"
             )
         if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
             raise ValueError(

@@ -143,7 +143,7 @@ def test_a_policy_whose_layers_are_not_known_is_refused(tmp_path):
     model = toy_model()
     model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     with pytest.raises(
-        ValueError, match="rollout_weights is 'int8', which needs .*: a .*MLP has forward hooks"
+        ValueError, match=r"rollout_weights is 'int8', which needs .*: a .*MLP has forward hooks"
     ):
         toy_trainer(tmp_path, model=model, **INT8)
     toy_trainer(tmp_path, model=model)
