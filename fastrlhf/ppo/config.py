@@ -249,6 +249,11 @@ class PPOConfig(TrainingArguments):
                 "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where a layer's "
                 "input has none: leave it out with trainable_layers"
             )
+        if self.rollout_weights is not None and self.device_memory is not None:
+            raise ValueError(
+                f"rollout_weights is {self.rollout_weights!r}, copies of weights that lie in place, and device_memory "
+                "moves them: set one of the two"
+            )
         if self.reuse_rollout_logprobs and self.rollout_weights is not None:
             raise ValueError(
                 f"rollout_weights is {self.rollout_weights!r}, under which the generator's log-probabilities are not "

@@ -131,6 +131,10 @@ def test_training_learns(tmp_path):
             {**INT8, "reuse_rollout_logprobs": True},
             "rollout_weights is 'int8', under which .* reuse_rollout_logprobs=True",
         ),
+        (
+            {**INT8, "device_memory": "1GB"},
+            "rollout_weights is 'int8', copies of .* and device_memory moves them",
+        ),
         ({**INT8, "rollout_correction_cap": 0}, "rollout_correction_cap is 0, expected more than 0"),
     ],
 )
