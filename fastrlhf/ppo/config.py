@@ -144,6 +144,11 @@ class PPOConfig(TrainingArguments):
         "Take the generator's log-probabilities for the old ones instead of evaluating the policy again; None: where "
         "both compute in float32 and no rollout_correction_cap compares them (they then agree to about 1e-5).",
     )
+    try_longest_first: bool = _option(
+        True,
+        "Before the first step, take the longest prompt and response_length through all phases once, to find out early "
+        "whether they fit; on devices with memory of their own, without device_memory.",
+    )
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
     )
