@@ -75,7 +75,8 @@ class Engine:
     def stay_behind(self, steps: int) -> None:
         """Let the host read what a step drew when so many more have begun."""
         self._behind = steps
-        self._free = deque(ReadBack(self._rows.drawn) for _ in range(steps + 1))
+        in_place = steps == 0 and self.decoder.embedding.device.type == "cpu"
+        self._free = deque(ReadBack(self._rows.drawn, in_place=in_place) for _ in range(steps + 1))
         self._under_way: deque[tuple[list[Request], ReadBack]] = deque()
 
     def run(self) -> Iterator[Event]:

@@ -23,22 +23,24 @@ class ReadBack:
 
     Args:
         drawn: tokens, log-probabilities and entropies of all rows `[B]`, as the last step left them.
+        in_place: they are on the host, and read before the next step.
     """
 
-    def __init__(self, drawn: Sequence[torch.Tensor]):
+    def __init__(self, drawn: Sequence[torch.Tensor], *, in_place: bool):
         device = drawn[0].device
-        self._drawn = drawn
-        self._kept = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type != "cpu") for tensor in drawn
-        ]
-        self._arrived = None if device.type == "cpu" else torch.get_device_module(device).Event()
+        pinned = device.type != "cpu"
+        self._drawn = self._kept = drawn
+        if not in_place:
+            self._kept = [torch.empty(each.shape, dtype=each.dtype, pin_memory=pinned) for each in drawn]
+        self._arrived = torch.get_device_module(device).Event() if pinned else None
         self._count = 0
 
     def begin(self, count: int) -> None:
         """Bring what the first `count` rows have drawn."""
         self._count = count
         for kept, drawn in zip(self._kept, self._drawn, strict=True):
-            kept[:count].copy_(drawn[:count], non_blocking=True)
+            if kept is not drawn:
+                kept[:count].copy_(drawn[:count], non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
 
