@@ -74,9 +74,8 @@ class Rows:
             "penalty": settings.repetition_penalty,
         }
         for name, number in numbers.items():
-            getattr(self, name)[row : row + 1].fill_(
-                number
-            )  # `[row] = number` would be a copy that a GPU waits for
+            # `[row] = number` would be a copy that a GPU waits for
+            getattr(self, name)[row : row + 1].fill_(number)
         device = self.tokens.device
         self.block_table[row, : len(blocks)] = upload(blocks, torch.int32, device)
         if self.seen is not None:
