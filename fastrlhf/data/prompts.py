@@ -85,12 +85,7 @@ def check_prompts(
         for key, part in dataset.items():
             check_prompts(part, limit, response_length, f"{name}[{key!r}]")
         return
-    rows = (
-        dataset["input_ids"]
-        if getattr(dataset, "column_names", None)
-        else (row["input_ids"] for row in dataset)
-    )
-    for row, tokens in enumerate(rows):
+    for row, tokens in enumerate(_token_lists(dataset)):
         if len(tokens) == 0:
             raise ValueError(f"row {row} of {name} has no token: remove empty prompts")
         if limit is not None and len(tokens) + response_length > limit:
@@ -98,6 +93,17 @@ def check_prompts(
                 f"row {row} of {name} has {len(tokens)} tokens, which with response_length={response_length} exceeds "
                 f"the model's context of {limit}: shorten the prompt to {limit - response_length} tokens at most"
             )
+
+
+def longest_prompt(dataset: Iterable[dict]) -> list[int]:
+    """The tokens of the longest prompt."""
+    return list(max(_token_lists(dataset), key=len))
+
+
+def _token_lists(dataset: Iterable[dict]) -> Iterable[Any]:
+    if getattr(dataset, "column_names", None):
+        return dataset["input_ids"]
+    return (row["input_ids"] for row in dataset)
 
 
 class PromptCollator:

@@ -106,7 +106,7 @@ def generate(
             text = None if tokenizer is None else ResponseText(tokenizer, of_prompt.stop_strings)
             requests.append(Request(len(requests), prompt, len(requests), of_prompt, text))
     max_rows = max(1, len(requests)) if batch_size is None else batch_size
-    options = {"max_rows": max_rows, "cache_bytes": cache_bytes, "weights": weights, "every_token": stream}
+    options = {"max_rows": max_rows, "cache_bytes": cache_bytes, "weights": weights}
     events = _in_evaluation_mode(model, requests, options)
     if stream:
         return events

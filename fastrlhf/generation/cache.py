@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastrlhf.generation.transfer import upload
+
 BLOCK_SIZE = 16
 # Belongs to no row: rows that fill up a CUDA graph's batch write there.
 SPARE_BLOCK = 0
@@ -59,7 +61,7 @@ class PagedCache:
     def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         """Each of `targets` gets the contents of its source."""
         if sources:
-            to, of = (torch.tensor(blocks, device=self.keys.device) for blocks in (targets, sources))
+            to, of = (upload(blocks, torch.int64, self.keys.device) for blocks in (targets, sources))
             for tensor in (self.keys, self.values):
                 tensor[:, to] = tensor[:, of]
 

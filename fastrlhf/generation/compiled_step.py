@@ -24,7 +24,6 @@ class CompiledStep:
 
     def __init__(self, decoder: Decoder, rows: Rows, cache: PagedCache, positions: int):
         self._program = native.module("_cpu").DecodeProgram()
-        self._sample = native.module("_cpu").sample
         self._rows, self._cache = rows, cache
         self._count = len(rows.tokens)
         # what the program has addresses of; buffers by name, so that the layers use the same ones
@@ -34,8 +33,7 @@ class CompiledStep:
         self._begin(decoder, positions)
         self._layers(decoder)
         self._linears((self._buffer("normed", decoder.embedding.shape[1]), decoder.head, self.logits))
-        self._calls: dict[int, tuple] = {}
-        self._one = torch.ones(1, dtype=torch.int64)  # a Python number would be made a tensor at every step
+        self._sample()
 
     @property
     def nbytes(self) -> int:
@@ -44,39 +42,6 @@ class CompiledStep:
 
     def __call__(self, count: int) -> None:
         self._program.run(count)
-        if count not in self._calls:
-            self._calls[count] = self._sample_arguments(count)
-        arguments, steps, seen, tokens = self._calls[count]
-        self._sample(*arguments)
-        steps.add_(self._one)
-        if seen is not None:
-            seen.scatter_(1, tokens, True)
-
-    def _sample_arguments(self, count: int) -> tuple:
-        """What the sampler takes of the first `count` rows, and the views that a step changes."""
-        rows, settings = self._rows, self._rows.settings(count)
-        tensors = (
-            self.logits,
-            rows.row_ids,
-            rows.seen,
-            rows.banned,
-            rows.tokens,
-            rows.logprobs,
-            rows.entropy,
-        )
-        strides = [
-            0 if tensor is None else tensor.stride(0) for tensor in (self.logits, rows.seen, rows.banned)
-        ]
-        arguments = (
-            [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
-            [count, self.logits.shape[1], *strides],
-            (0, 0, 0),
-            (1.0, 1.0, 0.0, 1.0),
-            [tensor.data_ptr() for tensor in settings],
-            [tensor.stride(0) for tensor in settings],
-        )
-        seen = None if rows.seen is None else rows.seen[:count]
-        return arguments, rows.steps[:count], seen, rows.tokens[:count, None]
 
     def _hold(self, tensor: torch.Tensor | None) -> int:
         """The address of a tensor that stays; zero for None."""
@@ -251,4 +216,18 @@ class CompiledStep:
             hidden.shape[1] // each,
             norm.eps,
             norm.weight_offset,
+        )
+
+    def _sample(self) -> None:
+        """The next tokens, and what changes with them. In the program too: after a step the caches hold weights, and a
+        call of PyTorch's takes 60 microseconds."""
+        rows = self._rows
+        settings = rows.settings(self._count)
+        tensors = (self.logits, rows.row_ids, rows.seen, rows.banned, *rows.drawn)
+        filters = (self.logits, rows.seen, rows.banned)
+        self._program.sample(
+            [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
+            [*self.logits.shape, *(0 if tensor is None else tensor.stride(0) for tensor in filters)],
+            [tensor.data_ptr() for tensor in settings],
+            [tensor.stride(0) for tensor in settings],
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -14,11 +16,22 @@ from fastrlhf.generation.prefill import prefill
 from fastrlhf.generation.request import Event, Request, not_a_number
 from fastrlhf.generation.rows import Rows
 from fastrlhf.generation.scheduler import Scheduler
+from fastrlhf.generation.transfer import Drawn, ReadBack
 from fastrlhf.models.decoder import Decoder
 from fastrlhf.models.layers import rows_are_native, run_packed
 
-# How many steps a GPU makes before the host looks which rows have ended; their tokens after that are thrown away.
-STEPS_BETWEEN_LOOKS = 8
+# How many steps the host is behind a GPU, which so has the next one to do while the host reads what a step drew. What a
+# row draws after its end is thrown away.
+STEPS_BEHIND = 1
+
+
+@dataclass
+class Active:
+    """A request in the batch, its blocks, and how many steps it was in (of the last of them the host may not know)."""
+
+    request: Request
+    blocks: list[int]
+    steps: int = 0
 
 
 class Engine:
@@ -28,7 +41,6 @@ class Engine:
         decoder: the model's description.
         cache_bytes: the most that keys and values may take; None: what `max_rows` rows can need. Fewer rows are in the
             batch where it does not suffice.
-        every_token: have the host look after every step, as streaming wants.
 
     Raises:
         ValueError: one request alone needs more than `cache_bytes`.
@@ -42,7 +54,6 @@ class Engine:
         *,
         max_rows: int,
         cache_bytes: int | None = None,
-        every_token: bool = False,
     ):
         self.decoder = decoder
         device = decoder.embedding.device
@@ -52,17 +63,22 @@ class Engine:
         self._scheduler = Scheduler(requests, self.cache.allocator, max_rows)
         vocabulary = decoder.head.out_features
         self._rows = Rows(max_rows, blocks_of(positions), vocabulary, device, requests)
-        self._active: list[tuple[Request, list[int]]] = []
+        self._active: list[Active] = []
         if rows_are_native(decoder):
             self._step = CompiledStep(decoder, self._rows, self.cache, positions)
         else:
             self._step = EagerStep(decoder, self._rows, self.cache, positions)
             if device.type == "cuda":
                 self._step = GraphedStep(self._step, max_rows)
-        looks_late = device.type == "cuda" and not every_token and not any(r.text for r in requests)
-        self._between_looks = STEPS_BETWEEN_LOOKS if looks_late else 1
+        self.stay_behind(0 if device.type == "cpu" else STEPS_BEHIND)
 
-    @torch.no_grad()
+    def stay_behind(self, steps: int) -> None:
+        """Let the host read what a step drew when so many more have begun."""
+        self._behind = steps
+        in_place = steps == 0 and self.decoder.embedding.device.type == "cpu"
+        self._free = deque(ReadBack(self._rows.drawn, in_place=in_place) for _ in range(steps + 1))
+        self._under_way: deque[tuple[list[Request], ReadBack]] = deque()
+
     def run(self) -> Iterator[Event]:
         """The tokens, as they come. The cache is released at the end, also where the caller stops listening.
 
@@ -71,7 +87,11 @@ class Engine:
         """
         try:
             while self._admit():
-                yield from self._look(self._burst())
+                goes_on = any(each.steps < each.request.settings.max_new_tokens for each in self._active)
+                if goes_on:
+                    self._begin_step()
+                if len(self._under_way) > self._behind or not goes_on:
+                    yield from self._look()
         finally:
             self.release()
 
@@ -79,6 +99,8 @@ class Engine:
         """Let the cache and the step's buffers go."""
         self.cache = self._step = self._rows = None
         self._active.clear()
+        self._free.clear()
+        self._under_way.clear()
 
     def _admit(self) -> int:
         """Take in what has room; returns how many rows there are."""
@@ -91,41 +113,39 @@ class Engine:
         self.cache.copy_blocks([new.copied for new in copies], targets)
         for new in admitted:
             self._rows.place(len(self._active), new.request, new.blocks)
-            self._active.append((new.request, new.blocks))
+            self._active.append(Active(new.request, new.blocks))
         return len(self._active)
 
-    def _burst(self) -> list[list[tuple[int, float, float]]]:
-        """A few steps; of each, the token, log-probability and entropy of every row."""
+    def _begin_step(self) -> None:
+        """One token for every row; what they draw is on its way to the host."""
+        for row, each in enumerate(self._active):
+            if each.steps and each.steps == each.request.settings.min_new_tokens:
+                self._rows.allow_stops(row)
+            each.steps += 1
         count = len(self._active)
-        steps = min(self._between_looks, *(request.undecided for request, _ in self._active)) or 1
-        kept = []
-        for _ in range(steps):
-            self._step(count)
-            drawn = self._rows.drawn(count)
-            kept.append(drawn if steps == 1 else [tensor.clone() for tensor in drawn])
-        with host_waits("which tokens the rows drew"):
-            return [list(zip(*(tensor.tolist() for tensor in drawn), strict=True)) for drawn in kept]
+        self._step(count)
+        back = self._free.popleft()
+        back.begin(count)
+        self._under_way.append(([each.request for each in self._active], back))
 
-    def _look(self, steps: list[list[tuple[int, float, float]]]) -> Iterator[Event]:
-        for drawn in steps:
-            for (request, _), (token, logprob, entropy) in zip(self._active, drawn, strict=True):
-                if request.finish_reason is not None:
-                    continue
-                if logprob != logprob:
-                    raise not_a_number(request, self._where_it_breaks(request))
-                yield request.push(token, logprob, entropy)
-                if len(request.tokens) == request.settings.min_new_tokens and self._rows.banned is not None:
-                    self._rows.allow_stops(self._row_of(request))
+    def _look(self) -> Iterator[Event]:
+        """Read what the oldest step under way drew."""
+        requests, back = self._under_way.popleft()
+        drawn: list[Drawn] = back.wait()
+        self._free.append(back)
+        for request, (token, logprob, entropy) in zip(requests, drawn, strict=True):
+            if request.finish_reason is not None:
+                continue
+            if logprob != logprob:
+                raise not_a_number(request, self._where_it_breaks(request))
+            yield request.push(token, logprob, entropy)
         for row in reversed(range(len(self._active))):
-            if self._active[row][0].finish_reason is not None:
+            if self._active[row].request.finish_reason is not None:
                 self._leave(row)
-
-    def _row_of(self, request: Request) -> int:
-        return next(row for row, (other, _) in enumerate(self._active) if other is request)
 
     def _leave(self, row: int) -> None:
         """A row has ended; the last one takes its place."""
-        self._scheduler.finish(self._active[row][1])
+        self._scheduler.finish(self._active[row].blocks)
         last = len(self._active) - 1
         if row != last:
             self._rows.move(last, row)
@@ -133,6 +153,7 @@ class Engine:
         self._active.pop()
         self._rows.clear(last)
 
+    @torch.no_grad()
     def _where_it_breaks(self, request: Request) -> str:
         """The first part of the model whose result is not finite, looked for by computing the row's text again."""
         found: list[str] = []

@@ -42,12 +42,12 @@ def _run_batch(model: nn.Module, active: list[Request]) -> Iterator[Event]:
             for row, request in enumerate(active):
                 rows.place(row, request, [])
         rows.draw(logits)
-        drawn = [tensor.tolist() for tensor in rows.drawn(len(active))]
+        drawn = [tensor[: len(active)].tolist() for tensor in rows.drawn]
         for row, (request, token, logprob, entropy) in enumerate(zip(active, *drawn, strict=True)):
             if logprob != logprob:
                 raise not_a_number(request)
             yield request.push(token, logprob, entropy)
-            if len(request.tokens) == request.settings.min_new_tokens and rows.banned is not None:
+            if len(request.tokens) == request.settings.min_new_tokens:
                 rows.allow_stops(row)
         going = [row for row, request in enumerate(active) if request.finish_reason is None]
         if len(going) < len(active):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from fastrlhf.generation.cache import BLOCK_SIZE, PagedCache
+from fastrlhf.generation.transfer import upload
 from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
 from fastrlhf.models.layers import (
@@ -61,12 +62,12 @@ def _packs(prompts: list[Prompt], *, alone: bool) -> Iterator[list[Prompt]]:
 def _prefill_pack(decoder: Decoder, cache: PagedCache, pack: list[Prompt], product) -> None:
     device = decoder.embedding.device
     lengths = torch.tensor([len(tokens) for tokens, _ in pack])
-    tokens = torch.tensor([token for tokens, _ in pack for token in tokens]).to(device)
     positions = torch.cat([torch.arange(int(length)) for length in lengths])
     blocks = torch.cat([torch.tensor(blocks).repeat_interleave(BLOCK_SIZE)[: len(of)] for of, blocks in pack])
-    slots = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE).to(device)
-    positions = positions.to(device)
-    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(device)
+    slots = upload(blocks * BLOCK_SIZE + positions % BLOCK_SIZE, torch.int64, device)
+    tokens = upload([token for tokens, _ in pack for token in tokens], torch.int64, device)
+    positions = upload(positions, torch.int64, device)
+    cu_seqlens = upload(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), torch.int32, device)
     among_themselves = packed_attention(decoder, cu_seqlens, int(lengths.max()))
 
     def attend(layer: int, query, key, value):

@@ -41,13 +41,6 @@ class Request:
         """What has to be in the cache before its first step, which reads the prompt's last token."""
         return self.prompt[:-1]
 
-    @property
-    def undecided(self) -> int:
-        """How many tokens are sampled before the host has something to decide by their number."""
-        settings, sampled = self.settings, len(self.tokens)
-        least = settings.min_new_tokens
-        return least - sampled if sampled < least else settings.max_new_tokens - sampled
-
     def push(self, token: int, logprob: float, entropy: float) -> Event:
         """Take a sampled token."""
         self.tokens.append(token)

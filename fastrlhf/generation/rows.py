@@ -6,6 +6,7 @@ import torch
 
 from fastrlhf.generation.cache import SPARE_BLOCK
 from fastrlhf.generation.request import Request
+from fastrlhf.generation.transfer import upload
 from fastrlhf.kernels import dispatch
 
 
@@ -73,16 +74,16 @@ class Rows:
             "penalty": settings.repetition_penalty,
         }
         for name, number in numbers.items():
-            getattr(self, name)[row] = number
-        table = self.block_table[row]
-        table[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device=table.device)
+            # `[row] = number` would be a copy that a GPU waits for
+            getattr(self, name)[row : row + 1].fill_(number)
+        device = self.tokens.device
+        self.block_table[row, : len(blocks)] = upload(blocks, torch.int32, device)
         if self.seen is not None:
-            self.seen[row] = False
-            self.seen[row, torch.tensor(request.prompt, device=table.device)] = True
+            self.seen[row].fill_(False).index_fill_(0, upload(request.prompt, torch.int64, device), True)
         if self.banned is not None:
-            self.banned[row] = False
+            self.banned[row].fill_(False)
             if settings.min_new_tokens:
-                self.banned[row, torch.tensor(settings.stop_token_ids, device=table.device)] = True
+                self.banned[row].index_fill_(0, upload(settings.stop_token_ids, torch.int64, device), True)
 
     def move(self, source: int, target: int) -> None:
         """Let another row stand where one has ended."""
@@ -91,12 +92,13 @@ class Rows:
 
     def clear(self, row: int) -> None:
         """Make a row one that stands for nothing: it writes into the spare block."""
-        self.block_table[row] = SPARE_BLOCK
-        self.lengths[row] = 0
+        self.block_table[row].fill_(SPARE_BLOCK)
+        self.lengths[row : row + 1].fill_(0)
 
     def allow_stops(self, row: int) -> None:
         """The row has as many tokens as it must, and may end."""
-        self.banned[row] = False
+        if self.banned is not None:
+            self.banned[row].fill_(False)
 
     def draw(self, logits: torch.Tensor) -> None:
         """Sample the first rows' next tokens, from logits `[count, V]`, by the operation's launcher."""
@@ -112,9 +114,10 @@ class Rows:
         if seen is not None:
             seen.scatter_(1, drawn[0][:, None], True)
 
-    def drawn(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token, log-probability and entropy of the first rows, as they were last drawn: `[count]` each."""
-        return self.tokens[:count], self.logprobs[:count], self.entropy[:count]
+    @property
+    def drawn(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token, log-probability and entropy of each row, as they were last drawn."""
+        return self.tokens, self.logprobs, self.entropy
 
     def settings(self, count: int) -> list[torch.Tensor]:
         """The settings of the first rows, in the order of the operation `sample`."""

@@ -6,7 +6,6 @@ import functools
 import warnings
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from fastrlhf.generation.engine import Engine
@@ -20,7 +19,6 @@ from fastrlhf.models.describe import describe
 WEIGHTS = (None, "int8")
 
 
-@torch.no_grad()
 def run(
     model: nn.Module,
     requests: list[Request],
@@ -28,7 +26,6 @@ def run(
     max_rows: int,
     cache_bytes: int | None = None,
     weights: str | None = None,
-    every_token: bool = False,
 ) -> Iterator[Event]:
     """The tokens of all requests, as they come.
 
@@ -55,7 +52,7 @@ def run(
         return
     if weights == "int8":
         decoder = quantised(decoder)
-    engine = Engine(decoder, requests, max_rows=max_rows, cache_bytes=cache_bytes, every_token=every_token)
+    engine = Engine(decoder, requests, max_rows=max_rows, cache_bytes=cache_bytes)
     yield from engine.run()
 
 

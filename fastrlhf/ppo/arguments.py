@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.decoder import CannotDescribe
+from fastrlhf.models.describe import describe
 from fastrlhf.models.frozen import bottom_pattern, depth_below
 from fastrlhf.models.heads import check_language_model_head
 from fastrlhf.ppo.config import PPOConfig
@@ -33,6 +35,18 @@ def check_policy(model: nn.Module, ref_model: nn.Module | None, ref_adapter: str
         _check_vocabulary(model, ref_model)
     elif ref_adapter is None:
         _check_adapter_can_be_off(model)
+
+
+def check_rollout_weights(weights: str | None, model: nn.Module) -> None:
+    """Raise ValueError where the generator cannot read the policy's layers, of which it is to make copies."""
+    if weights is None:
+        return
+    try:
+        describe(model)
+    except CannotDescribe as reason:
+        raise ValueError(
+            f"rollout_weights is {weights!r}, which needs a policy that generates on our kernels: {reason}"
+        ) from None
 
 
 def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | None = None) -> nn.Module:

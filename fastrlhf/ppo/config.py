@@ -8,8 +8,12 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from fastrlhf.generation.run import WEIGHTS
 from fastrlhf.kernels.kl import KL_ESTIMATORS
 from fastrlhf.memory.sizes import parse_size
+
+# Of the off-policy correction where rollouts compute with rounded weights; the source's own choice (see `Experience`).
+DEFAULT_CORRECTION_CAP = 2.0
 
 
 def _option(default, help: str):
@@ -108,6 +112,11 @@ class PPOConfig(TrainingArguments):
         None,
         "Truncated importance weights where the generator's log-probabilities differ from the trainer's, at most this.",
     )
+    rollout_weights: Literal["int8"] | None = _option(
+        None,
+        "'int8' samples with copies of the policy's weights in 8 bits, adapters merged in, made for each rollout and "
+        "let go after it; rollout_correction_cap is then 2.0 unless it is given. None: the weights themselves.",
+    )
     accelerate: bool = _option(
         True,
         "Make the Hugging Face models among policy, reference, critic and rewards of fastrlhf's operations, in place.",
@@ -134,6 +143,11 @@ class PPOConfig(TrainingArguments):
         None,
         "Take the generator's log-probabilities for the old ones instead of evaluating the policy again; None: where "
         "both compute in float32 and no rollout_correction_cap compares them (they then agree to about 1e-5).",
+    )
+    try_longest_first: bool = _option(
+        True,
+        "Before the first step, take the longest prompt and response_length through all phases once, to find out early "
+        "whether they fit; on devices with memory of their own, without device_memory.",
     )
     padded_averages: bool = _option(
         False, "Average approxkl, ratio and policy entropy over padding too, as TRL 1.12's logs do."
@@ -169,6 +183,8 @@ class PPOConfig(TrainingArguments):
             warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
             super().__post_init__()
         self._check()
+        if self.rollout_weights is not None and self.rollout_correction_cap is None:
+            self.rollout_correction_cap = DEFAULT_CORRECTION_CAP
 
     def _check(self) -> None:
         """Refuse what cannot be meant, before any work is done."""
@@ -184,6 +200,8 @@ class PPOConfig(TrainingArguments):
             )
         if self.reward_position not in ("end", "after_end"):
             raise ValueError(f"reward_position is {self.reward_position!r}, expected 'end' or 'after_end'")
+        if self.rollout_weights not in WEIGHTS:
+            raise ValueError(f"rollout_weights is {self.rollout_weights!r}, expected 'int8' or None")
         if self.fp16:
             raise ValueError(
                 "fp16=True needs loss scaling, which is not supported: use bf16=True, or neither"
@@ -235,6 +253,16 @@ class PPOConfig(TrainingArguments):
             raise ValueError(
                 "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where a layer's "
                 "input has none: leave it out with trainable_layers"
+            )
+        if self.rollout_weights is not None and self.device_memory is not None:
+            raise ValueError(
+                f"rollout_weights is {self.rollout_weights!r}, copies of weights that lie in place, and device_memory "
+                "moves them: set one of the two"
+            )
+        if self.reuse_rollout_logprobs and self.rollout_weights is not None:
+            raise ValueError(
+                f"rollout_weights is {self.rollout_weights!r}, under which the generator's log-probabilities are not "
+                "the policy's, and reuse_rollout_logprobs=True takes them for it: set one of the two"
             )
         if self.reuse_rollout_logprobs and self.rollout_correction_cap is not None:
             raise ValueError(

@@ -35,6 +35,10 @@ class FrozenStates:
                 f"one of the {self.depth} bottom layers that were frozen when the trainer was made requires a gradient "
                 "now: set frozen layers before, or make a new trainer"
             )
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of all states."""
         self.kept.clear()
         self.nbytes = 0
 

@@ -86,11 +86,19 @@ def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Exp
 
 
 def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats) -> None:
-    """One optimizer update on the minibatch `rows`, its gradient added up over micro-batches."""
+    """One optimizer update on the minibatch `rows`."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    add_gradients(trainer, experience, rows, stats)
+    stats.end_minibatch(*trainer.optimizer_step(stats.minibatch_loss))
+
+
+def add_gradients(
+    trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats
+) -> None:
+    """The gradient of the minibatch `rows`, added up over micro-batches."""
     args, rollout = trainer.args, experience.rollout
     mask, state_mask = rollout.mask, rollout.state_mask
     denominator, value_denominator = mask[rows].sum(), state_mask[rows].sum()
-    trainer.optimizer.zero_grad(set_to_none=True)
     for some in rows.split(args.per_device_train_batch_size):
         responses = rollout.responses(some, everywhere=args.padded_averages)
         columns = slice(responses.mask.shape[1])
@@ -120,7 +128,6 @@ def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stat
         )
         loss.loss.backward()
         stats.add(loss, output.entropy.detach(), experience.logprobs.shape[1] * len(some))
-    stats.end_minibatch(*trainer.optimizer_step(stats.minibatch_loss))
 
 
 class Clock:

@@ -70,6 +70,15 @@ class Rollout:
         )
 
 
+def check_responses(tokens: torch.Tensor, rows: int, longest: int) -> None:
+    """Raise ValueError unless `tokens` are responses `[rows, R]`, R from 1 to `longest`."""
+    if tokens.dim() != 2 or tokens.shape[0] != rows or not 1 <= tokens.shape[1] <= longest:
+        raise ValueError(
+            f"generate_responses gave shape {list(tokens.shape)}, expected [{rows}, R] with 1 <= R <= "
+            f"response_length={longest}"
+        )
+
+
 def finish_responses(
     tokens: torch.Tensor, stop_token_ids: Sequence[int], pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

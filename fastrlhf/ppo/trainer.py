@@ -21,7 +21,7 @@ from fastrlhf.models.actor_critic import ActorCritic
 from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
 from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import as_list, check_models, check_policy, stop_tokens
+from fastrlhf.ppo.arguments import as_list, check_models, check_policy, check_rollout_weights, stop_tokens
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
 from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
@@ -29,11 +29,12 @@ from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
 from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
 from fastrlhf.ppo.interrupt import Interrupts
+from fastrlhf.ppo.longest import try_longest
 from fastrlhf.ppo.metrics import step_metrics
 from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
 from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
-from fastrlhf.ppo.rollout import Rollout, finish_responses
+from fastrlhf.ppo.rollout import Rollout, check_responses, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
 
 
@@ -127,14 +128,12 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         )
         self.model_wrapped = self.model
         self.place_models()
+        check_rollout_weights(args.rollout_weights, model)
         self.share_bottom()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.offload_models()
-        self.callback_handler.model = self.model
-        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
-            self.optimizer,
-            self.lr_scheduler,
-        )
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.state = state.fresh_trainer_state(self)
         self.guard = UpdateGuard()
@@ -188,10 +187,13 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         Returns:
             Tokens. What follows a row's first stop token or pad token is ignored.
         """
-        return self._generate(input_ids, attention_mask, self.args.temperature)
+        args = self.args
+        return self._generate(
+            input_ids, attention_mask, temperature=args.temperature, weights=args.rollout_weights
+        )
 
     def _generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, temperature: float
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
         # in evaluation mode gradient checkpointing, which keeps no cache, is off
@@ -204,9 +206,9 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
                 max_new_tokens=self.args.response_length,
                 pad_token_id=self.pad_token_id,
                 stop_token_ids=self.stop_token_ids,
-                temperature=temperature,
                 seed=self.sampling_seed,
                 first_row_id=self.state.episode,
+                **options,
             )
         return self._sampled.tokens
 
@@ -219,7 +221,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         prompt_ids, prompt_mask = left_pad(input_ids, mask, self.pad_token_id)
         self._sampled = None
         tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
-        self._check_responses(tokens, len(prompt_ids))
+        check_responses(tokens, len(prompt_ids), self.args.response_length)
         # an override may have changed what was sampled
         as_sampled = self._sampled is not None and torch.equal(tokens, self._sampled.tokens)
         # a column for the state after the longest response, where the score lands: else it would depend on the others
@@ -227,14 +229,6 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
         sampled = widen(self._sampled.logprobs, tokens.shape[1], 0.0) if as_sampled else None
         return Rollout(prompt_ids, prompt_mask, response_ids, lengths, sampled)
-
-    def _check_responses(self, tokens: torch.Tensor, rows: int) -> None:
-        longest = self.args.response_length
-        if tokens.dim() != 2 or tokens.shape[0] != rows or not 1 <= tokens.shape[1] <= longest:
-            raise ValueError(
-                f"generate_responses gave shape {list(tokens.shape)}, expected [{rows}, R] with 1 <= R <= "
-                f"response_length={longest}"
-            )
 
     def score(self, rollout: Rollout) -> torch.Tensor:
         """`[B]`: the reward of each response, less the penalty for those without an end token."""
@@ -348,6 +342,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
             # after the callbacks, which may draw: the run that wrote the checkpoint had drawn before
             if resume_from_checkpoint:
                 set_random_states(self.random_states)
+            try_longest(self)
             with self.interrupts:
                 self._run()
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)

@@ -60,13 +60,13 @@ def test_the_same_bits_in_any_order(alone):
 
 def test_a_finished_row_makes_room_at_once_and_the_batch_shrinks(alone, monkeypatch):
     sizes = []
-    burst = Engine._burst
+    begin_step = Engine._begin_step
 
     def watched(self):
         sizes.append(len(self._active))
-        return burst(self)
+        begin_step(self)
 
-    monkeypatch.setattr(Engine, "_burst", watched)
+    monkeypatch.setattr(Engine, "_begin_step", watched)
     finished(requests(), max_rows=3)
     lengths = [len(tokens) for tokens, *_ in alone.values()]
     assert sum(sizes) == sum(lengths)
@@ -188,16 +188,16 @@ def test_the_cache_is_gone_before_an_update():
     assert engine.cache is None
 
 
-@pytest.mark.parametrize("between", [3, 8])
+@pytest.mark.parametrize("behind", [1, 2, 5])
 @pytest.mark.parametrize("least", [0, 5])
-def test_steps_that_the_host_does_not_look_at(monkeypatch, between, least):
-    """As on a GPU: the host looks every few steps, and what a row draws after its end is thrown away."""
+def test_a_host_that_stays_behind(behind, least):
+    """As on a GPU: the next steps have begun when the host looks, and what a row draws after its end is thrown away."""
     expected, given = requests(min_new_tokens=least), requests(min_new_tokens=least)
     finished(expected)
     assert any(len(each.tokens) < 8 for each in expected)
     with using("reference"):
         engine = Engine(describe(toy_model()), given, max_rows=4)
-        engine._between_looks = between
+        engine.stay_behind(behind)
         for _ in engine.run():
             pass
     assert [each.tokens for each in given] == [each.tokens for each in expected]

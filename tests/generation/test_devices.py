@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastrlhf.device import simulated
+from fastrlhf.device.streams import Event
 from fastrlhf.generation import engine as engines
 from fastrlhf.generation.batches import generate
 from fastrlhf.generation.cache import block_bytes
@@ -42,14 +43,54 @@ def test_an_accelerator_generates_the_cpus_tokens(device, shape, options):
     torch.testing.assert_close(found.logprobs.cpu(), expected.logprobs, rtol=0, atol=1e-5)
 
 
-def test_a_step_makes_no_host_wait(device):
+def engine_on(device, **settings):
     model = toy_model().to("sim")
     model.tie_weights()
-    engine = Engine(describe(model), requests(repetition_penalty=1.2), max_rows=4)
+    return Engine(describe(model), requests(**settings), max_rows=4)
+
+
+def test_a_step_makes_no_host_wait(device):
+    engine = engine_on(device, repetition_penalty=1.2)
     engine._admit()
     with device.step():
         for _ in range(3):
             engine._step(4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.4, "min_new_tokens": 3}], ids=str)
+def test_the_host_waits_for_what_was_drawn_and_nothing_else(device, monkeypatch, settings):
+    """Rows that come, go and change their settings make no wait either, and nothing goes up from pageable memory."""
+    engine = engine_on(device, **settings)
+    steps, blocking = [], []
+    step, copy = engine._step, device.copy
+    engine._step = lambda count: steps.append(count) or step(count)
+    monkeypatch.setattr(device, "copy", lambda *a, **how: blocking.append(how) or copy(*a, **how))
+    waits = device.waits.copy()
+    with device.step():
+        for _ in engine.run():
+            pass
+    assert set(device.waits - waits) == {"which tokens the rows drew"}
+    assert len(steps) - 1 <= (device.waits - waits).total() <= len(steps)
+    assert {how["to_device"] for how in blocking} == {False, True}
+    assert all(how["pinned"] and not how["blocking"] for how in blocking)
+
+
+def test_a_gpu_has_its_next_step_when_the_host_waits_for_one(monkeypatch):
+    busy = []
+    synchronize = Event.synchronize
+
+    with simulated.registered(profile="a100-80") as device:
+        engine = engine_on(device)
+
+        def watched(event):
+            busy.append(device.streams.current.ready > event.time)
+            synchronize(event)
+
+        monkeypatch.setattr(Event, "synchronize", watched)
+        for _ in engine.run():
+            pass
+    # but where all rows are known to end with a step
+    assert busy.count(False) <= 2 < busy.count(True)
 
 
 @pytest.mark.parametrize("blocks", [6, 8, 10, 30])
@@ -79,7 +120,7 @@ def test_rows_that_fill_a_graph_up_leave_the_blocks_of_others_alone():
     with using("reference"):
         engine = Engine(describe(toy_model()), requests(), max_rows=4)
         engine._admit()
-        left = engine._active[3][1]
+        left = engine._active[3].blocks
         engine._leave(3)
         before = engine.cache.keys[:, left].nan_to_num()  # what nothing was written to holds anything
         for _ in range(60):

@@ -44,6 +44,22 @@ def test_int8_is_the_model_of_the_rounded_weights(family, backend):
     assert not torch.equal(found.logprobs, exact.logprobs)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (lambda model: model.model.layers[1].mlp.down_proj.weight[3], "layer 1"),
+        (lambda model: model.lm_head.weight[2], "the head"),
+    ],
+    ids=["layer 1", "head"],
+)
+def test_weights_that_are_not_finite_name_the_layer(spoil, where):
+    model, ids = toy_model(tie_word_embeddings=False), torch.tensor([[1, 2]])
+    with torch.no_grad():
+        spoil(model)[...] = float("nan")
+    with pytest.raises(FloatingPointError, match=f"a weight of {where} is NaN or infinite"):
+        generate(model, ids, ids > 0, max_new_tokens=2, pad_token_id=0, weights="int8")
+
+
 def test_copies_are_counted_and_made_anew_for_each_rollout():
     model = toy_model()
     decoder = quantised(describe(model))

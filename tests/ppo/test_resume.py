@@ -128,6 +128,8 @@ CASES = {
     "reward-model": lambda: {"reward_model": [tiny_llama_classifier(seed=5), drawing_reward]},
     "packing": lambda: {"packing": True},
     "gradient-checkpointing": lambda: {"gradient_checkpointing": True},
+    "int8-rollouts": lambda: {"rollout_weights": "int8"},
+    "int8-rollouts-lora": lambda: {"rollout_weights": "int8", "peft_config": lora()},
 }
 
 

@@ -15,12 +15,13 @@ namespace {
 
 constexpr int64_t PART = 512;  // positions of a part
 constexpr int TILE = 32;       // positions whose scores are held at a time
-constexpr int STEP = 4;        // vectors of outputs held in registers
+constexpr int KEYS = 4;        // keys whose scores are computed side by side
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 
 struct Part {
   int64_t row, key_head, begin, end;
+  bool whole;  // all that the row has
 };
 
 struct Softmax {
@@ -30,7 +31,13 @@ struct Softmax {
 // A head's scores of a tile become weights; returns what its output so far is multiplied with.
 FASTRLHF_INLINE float weigh(float* scores, int count, Softmax& so_far) {
   std::fill(scores + count, scores + TILE, -INFINITE);
-  const float maximum = std::max(so_far.maximum, *std::max_element(scores, scores + count));
+  f8 largest = f8{} - INFINITE;
+  for (int c = 0; c < TILE; c += LANES) {
+    const f8 x = load(scores + c, LANES);
+    largest = x > largest ? x : largest;
+  }
+  float maximum = so_far.maximum;
+  for (int lane = 0; lane < LANES; ++lane) maximum = std::max(maximum, largest[lane]);
   const float reference = maximum == -INFINITE ? 0.0f : maximum;
   f8 sum{};
   for (int c = 0; c < TILE; c += LANES) {
@@ -43,39 +50,83 @@ FASTRLHF_INLINE float weigh(float* scores, int count, Softmax& so_far) {
   return factor;
 }
 
-FASTRLHF_INLINE float dot(const float* a, const float* b, int64_t width) {
-  f8 sums[2] = {};
-  int64_t d = 0;
-  for (; d + 2 * LANES <= width; d += 2 * LANES) {
-    sums[0] += load(a + d, LANES) * load(b + d, LANES);
-    sums[1] += load(a + d + LANES, LANES) * load(b + d + LANES, LANES);
+// scores[i] = scale times the product of `query` with keys[i], for `count` of them.
+FASTRLHF_INLINE void score(const float* query, const float* const* keys, int count, int64_t width, float scale,
+                           float* scores) {
+  for (int first = 0; first < count; first += KEYS) {
+    const float* some[KEYS];
+    for (int i = 0; i < KEYS; ++i) some[i] = keys[first + i < count ? first + i : first];
+    f8 sums[KEYS] = {}, others[KEYS] = {};
+    int64_t d = 0;
+    for (; d + 2 * LANES <= width; d += 2 * LANES) {
+      const f8 q = load(query + d, LANES), other = load(query + d + LANES, LANES);
+#pragma GCC unroll 4
+      for (int i = 0; i < KEYS; ++i) {
+        sums[i] += q * load(some[i] + d, LANES);
+        others[i] += other * load(some[i] + d + LANES, LANES);
+      }
+    }
+    for (; d + LANES <= width; d += LANES) {
+      for (int i = 0; i < KEYS; ++i) sums[i] += load(query + d, LANES) * load(some[i] + d, LANES);
+    }
+    if (const int rest = (int)(width - d)) {
+      for (int i = 0; i < KEYS; ++i) others[i] += load(query + d, rest) * load(some[i] + d, rest);
+    }
+    for (int i = 0; i < KEYS; ++i) sums[i] += others[i];
+    const f4 products = scale * sums_of_lanes(sums);
+    memcpy(scores + first, &products, sizeof products);
   }
-  for (; d + LANES <= width; d += LANES) sums[0] += load(a + d, LANES) * load(b + d, LANES);
-  if (d < width) sums[1] += load(a + d, (int)(width - d)) * load(b + d, (int)(width - d));
-  return sum_of_lanes(sums[0] + sums[1]);
 }
 
-// to = factor to + sum over the tile of weights[i] rows[i].
-FASTRLHF_INLINE void add_weighted(float* to, float factor, const float* weights, const float* const* rows,
-                                  int count, int64_t width) {
-  int64_t d = 0;
-  for (; d + STEP * LANES <= width; d += STEP * LANES) {
-    f8 sums[STEP];
-#pragma GCC unroll 4
-    for (int i = 0; i < STEP; ++i) sums[i] = load(to + d + i * LANES, LANES) * factor;
+// to = factor to + sum over the tile of weights[i] rows[i], from column d on, so many VECTORS at a time. Returns the
+// column where it ends.
+template <int VECTORS>
+FASTRLHF_INLINE int64_t add_weighted_columns(float* to, float factor, const float* weights, const float* const* rows,
+                                             int count, int64_t d, int64_t width) {
+  for (; d + VECTORS * LANES <= width; d += VECTORS * LANES) {
+    f8 sums[VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) sums[i] = load(to + d + i * LANES, LANES) * factor;
     for (int key = 0; key < count; ++key) {
-#pragma GCC unroll 4
-      for (int i = 0; i < STEP; ++i) sums[i] += load(rows[key] + d + i * LANES, LANES) * weights[key];
+#pragma GCC unroll 8
+      for (int i = 0; i < VECTORS; ++i) sums[i] += load(rows[key] + d + i * LANES, LANES) * weights[key];
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < STEP; ++i) store(to + d + i * LANES, sums[i], LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) store(to + d + i * LANES, sums[i], LANES);
   }
-  for (; d < width; d += LANES) {
-    const int some = (int)std::min<int64_t>(LANES, width - d);
-    f8 sum = load(to + d, some) * factor;
-    for (int key = 0; key < count; ++key) sum += load(rows[key] + d, some) * weights[key];
-    store(to + d, sum, some);
+  return d;
+}
+
+FASTRLHF_INLINE void add_weighted(float* to, float factor, const float* weights, const float* const* rows, int count,
+                                  int64_t width) {
+  int64_t d = add_weighted_columns<8>(to, factor, weights, rows, count, 0, width);
+  d = add_weighted_columns<4>(to, factor, weights, rows, count, d, width);
+  d = add_weighted_columns<1>(to, factor, weights, rows, count, d, width);
+  if (const int rest = (int)(width - d)) {
+    f8 sum = load(to + d, rest) * factor;
+    for (int key = 0; key < count; ++key) sum += load(rows[key] + d, rest) * weights[key];
+    store(to + d, sum, rest);
   }
+}
+
+// Where the keys and values of `count` positions from `first` on lie; false if a block is out of range.
+FASTRLHF_INLINE bool find(const DecodeProblem<float>& p, const Part& part, int64_t first, int count,
+                          const float** keys, const float** values) {
+  for (int i = 0; i < count;) {
+    const int64_t block = p.block_table[part.row * p.max_blocks + (first + i) / p.block_size];
+    if (block < 0 || block >= p.blocks) return false;
+    int64_t slot = (first + i) % p.block_size;
+    const auto place = [&](const Cache<float>& cache) {
+      return cache.data + block * cache.block_stride + slot * cache.slot_stride + part.key_head * cache.head_stride;
+    };
+    for (const float *key = place(p.key), *value = place(p.value); slot < p.block_size && i < count; ++slot, ++i) {
+      keys[i] = key;
+      values[i] = value;
+      key += p.key.slot_stride;
+      value += p.value.slot_stride;
+    }
+  }
+  return true;
 }
 
 // outputs: [group, width], not yet divided by the sums; softmax: [group].
@@ -88,23 +139,13 @@ FASTRLHF_INLINE void attend(const DecodeProblem<float>& p, const Part& part, flo
   const float *keys[TILE], *values[TILE];
   for (int64_t first = part.begin; first < part.end; first += TILE) {
     const int count = (int)std::min<int64_t>(TILE, part.end - first);
-    for (int i = 0; i < count; ++i) {
-      const int64_t block = p.block_table[part.row * p.max_blocks + (first + i) / p.block_size];
-      if (block < 0 || block >= p.blocks) {
-        std::fill(softmax, softmax + group, Softmax{0.0f, NOT_A_NUMBER});
-        return;
-      }
-      const int64_t slot = (first + i) % p.block_size;
-      const auto place = [&](const Cache<float>& cache) {
-        return cache.data + block * cache.block_stride + slot * cache.slot_stride +
-               part.key_head * cache.head_stride;
-      };
-      keys[i] = place(p.key);
-      values[i] = place(p.value);
+    if (!find(p, part, first, count, keys, values)) {
+      std::fill(softmax, softmax + group, Softmax{0.0f, NOT_A_NUMBER});
+      return;
     }
     for (int64_t head = 0; head < group; ++head) {
       float scores[TILE];
-      for (int i = 0; i < count; ++i) scores[i] = p.scale * dot(query + head * p.width, keys[i], p.width);
+      score(query + head * p.width, keys, count, p.width, p.scale, scores);
       if (p.softcap != 0) {
         std::fill(scores + count, scores + TILE, 0.0f);
         for (int c = 0; c < TILE; c += LANES)
@@ -148,7 +189,7 @@ void find_parts(const DecodeProblem<float>& p, float* output, std::vector<Part>&
     const int64_t begin = p.window ? std::max<int64_t>(0, length - p.window) : 0;
     for (int64_t head = 0; head < p.key_heads; ++head) {
       for (int64_t first = begin; first < length; first += PART)
-        parts.push_back({row, head, first, std::min(first + PART, length)});
+        parts.push_back({row, head, first, std::min(first + PART, length), length - begin <= PART});
     }
   }
 }
@@ -190,13 +231,16 @@ void decode_attention(const DecodeProblem<float>& p, float* output) {
   float* outputs = scratch.outputs.data();
   Softmax* softmax = scratch.softmax.data();
 #pragma omp parallel for schedule(static) if (count > 1)
-  for (int64_t i = 0; i < count; ++i) run(p, parts[i], outputs + i * group * p.width, softmax + i * group);
+  for (int64_t i = 0; i < count; ++i) {
+    run(p, parts[i], outputs + i * group * p.width, softmax + i * group);
+    if (parts[i].whole) merge(p, parts, i, i + 1, outputs, softmax, output);
+  }
 
   for (int64_t begin = 0, end; begin < count; begin = end) {
     for (end = begin + 1; end < count && parts[end].row == parts[begin].row &&
                           parts[end].key_head == parts[begin].key_head;)
       ++end;
-    merge(p, parts, begin, end, outputs, softmax, output);
+    if (!parts[begin].whole) merge(p, parts, begin, end, outputs, softmax, output);
   }
 }
 

@@ -42,4 +42,11 @@ void write_cache(const WriteCache& w, int64_t rows) {
   }
 }
 
+void end_step(const EndStep& s, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    ++s.steps[row];
+    if (s.seen) s.seen[row * s.seen_stride + s.tokens[row]] = true;
+  }
+}
+
 }  // namespace fastrlhf

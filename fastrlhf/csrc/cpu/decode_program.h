@@ -58,4 +58,14 @@ struct WriteCache {
 
 void write_cache(const WriteCache& write, int64_t rows);
 
+// After sampling: each row has one step more behind it, and has seen one token more.
+struct EndStep {
+  const int64_t* tokens;  // [rows]
+  int64_t* steps;         // [rows]
+  bool* seen;             // [rows, vocabulary], or null
+  int64_t seen_stride;
+};
+
+void end_step(const EndStep& step, int64_t rows);
+
 }  // namespace fastrlhf

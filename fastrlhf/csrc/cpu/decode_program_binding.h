@@ -7,12 +7,14 @@
 #include <array>
 #include <vector>
 
+#include "../sample_binding.h"
 #include "decode_attention.h"
 #include "decode_program.h"
 #include "glu.h"
 #include "linear.h"
 #include "norm.h"
 #include "rope.h"
+#include "sample.h"
 
 namespace fastrlhf {
 
@@ -109,6 +111,20 @@ inline void add_glu(DecodeProgram& program, const std::array<uintptr_t, 3>& a, i
   program.add([=](int64_t rows) { glu(arrays, rows, columns, (Activation)activation); });
 }
 
+// As `sample`, with settings of rows alone; the number of rows is the step's. Then the step ends.
+inline void add_sample(DecodeProgram& program, const std::array<uintptr_t, 7>& addresses,
+                       const std::array<int64_t, 5>& sizes, const std::array<uintptr_t, 7>& of_rows,
+                       const std::array<int64_t, 7>& strides) {
+  SampleArguments<float> arguments =
+      sample_arguments<float>({addresses, sizes, {0, 0, 0}, {1.0, 1.0, 0.0, 1.0}, of_rows, strides});
+  const EndStep end = {(const int64_t*)addresses[4], (int64_t*)of_rows[1], (bool*)addresses[2], sizes[3]};
+  program.add([arguments, end](int64_t rows) mutable {
+    arguments.rows = rows;
+    sample(arguments);
+    end_step(end, rows);
+  });
+}
+
 inline void bind_decode_program(pybind11::module_& module) {
   pybind11::class_<DecodeProgram>(module, "DecodeProgram")
       .def(pybind11::init<>())
@@ -120,6 +136,7 @@ inline void bind_decode_program(pybind11::module_& module) {
       .def("write_cache", &add_write_cache)
       .def("decode_attention", &add_decode_attention)
       .def("glu", &add_glu)
+      .def("sample", &add_sample)
       .def("run", [](const DecodeProgram& program, int64_t rows) {
         pybind11::gil_scoped_release release;
         program.run(rows);
