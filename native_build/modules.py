@@ -34,6 +34,7 @@ CPU_SOURCES = (
     "cpu/linear.cpp",
     "cpu/linear_logprob.cpp",
     "cpu/linear_logprob_backward.cpp",
+    "cpu/matmul.cpp",
     "cpu/norm.cpp",
     "cpu/norm_backward.cpp",
     "cpu/ppo_loss.cpp",

@@ -12,6 +12,7 @@
 #include "cpu/linear_logprob_binding.h"
 #include "cpu/glu_binding.h"
 #include "cpu/group_advantages_binding.h"
+#include "cpu/matmul_binding.h"
 #include "cpu/norm_binding.h"
 #include "cpu/rope_binding.h"
 #include "cpu/sample_binding.h"
@@ -74,6 +75,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_linear_logprob(module);
   bind_glu(module);
   bind_group_advantages(module);
+  bind_matmul(module);
   bind_norm(module);
   bind_rope(module);
   bind_sample(module);
