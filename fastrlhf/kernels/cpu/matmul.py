@@ -25,8 +25,8 @@ def matmul(
     Bit for bit the same for every number of threads.
 
     Args:
-        a, b: `[rows, depth]` and `[depth, columns]`, float32 on the CPU, contiguous or the transpose of a matrix that is:
-            either is read as it lies.
+        a, b: `[rows, depth]` and `[depth, columns]`, float32 on the CPU, contiguous or the transpose of a matrix that
+            is: either is read as it lies.
         bias: `[columns]`, contiguous.
     """
     (rows, depth), columns = a.shape, b.shape[1]
