@@ -123,7 +123,8 @@ class PPOConfig(TrainingArguments):
     )
     frozen_states_bytes: str = _option(
         "512MB",
-        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed.",
+        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed. "
+        "As much again may be kept of the reference's states where a reward model shares them.",
     )
     packed_weight_bytes: str = _option(
         "0",

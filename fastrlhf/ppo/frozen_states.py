@@ -8,6 +8,7 @@ from torch import nn
 from fastrlhf.device.observe import host_waits
 from fastrlhf.models.actor_critic import Responses
 from fastrlhf.models.frozen import Entering, bottom_states, frozen_depth
+from fastrlhf.ppo.rollout import Rollout
 
 
 class FrozenStates:
@@ -23,9 +24,10 @@ class FrozenStates:
         self.model, self.depth, self.limit = model, depth, limit
         self.kept: dict[int, torch.Tensor] = {}
         self.nbytes = 0
+        self._rollout: Rollout | None = None
 
-    def begin(self) -> None:
-        """Let go of the states of the rollout before.
+    def begin(self, rollout: Rollout) -> None:
+        """Let go of another rollout's states.
 
         Raises:
             RuntimeError: a layer that was frozen when the trainer was made is no longer.
@@ -35,8 +37,10 @@ class FrozenStates:
                 f"one of the {self.depth} bottom layers that were frozen when the trainer was made requires a gradient "
                 "now: set frozen layers before, or make a new trainer"
             )
-        self.kept.clear()
-        self.nbytes = 0
+        if rollout is not self._rollout:
+            self._rollout = rollout
+            self.kept.clear()
+            self.nbytes = 0
 
     def enter(self, responses: Responses, rows: torch.Tensor | slice) -> Responses:
         """The same responses with the states of their tokens.

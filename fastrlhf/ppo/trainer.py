@@ -128,6 +128,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         self.model_wrapped = self.model
         self.place_models()
         self.share_bottom()
+        self.share_reference()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.offload_models()
         self.callback_handler.model = self.model
@@ -238,8 +239,9 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
 
     def score(self, rollout: Rollout) -> torch.Tensor:
         """`[B]`: the reward of each response, less the penalty for those without an end token."""
+        self.reference_states.begin(rollout)
         with self.autocast():
-            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size)
+            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size, self.reference_states)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~rollout.contains(
                 self.processing_class.eos_token_id
