@@ -37,6 +37,7 @@ CPU_SOURCES = (
     "cpu/matmul.cpp",
     "cpu/norm.cpp",
     "cpu/norm_backward.cpp",
+    "cpu/pool.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/quantize.cpp",
     "cpu/rope.cpp",

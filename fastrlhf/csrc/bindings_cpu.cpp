@@ -14,6 +14,7 @@
 #include "cpu/group_advantages_binding.h"
 #include "cpu/matmul_binding.h"
 #include "cpu/norm_binding.h"
+#include "cpu/pool_binding.h"
 #include "cpu/rope_binding.h"
 #include "cpu/sample_binding.h"
 #include "ppo_loss_binding.h"
@@ -77,6 +78,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_group_advantages(module);
   bind_matmul(module);
   bind_norm(module);
+  bind_pool(module);
   bind_rope(module);
   bind_sample(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });

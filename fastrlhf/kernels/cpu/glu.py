@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
 
 
 def glu(gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    output = torch.empty(gate.shape)
+    output = empty(gate.shape)
     gates, ups = as_one_row(gate, up)
     native.module("_cpu").glu(
         gates.data_ptr(),

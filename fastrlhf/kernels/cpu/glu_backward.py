@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
 
 
 def glu_backward(grad_output, gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    grad_gate, grad_up = torch.empty(gate.shape), torch.empty(gate.shape)
+    grad_gate, grad_up = empty(gate.shape), empty(gate.shape)
     rows = as_one_row(grad_output, gate, up)
     native.module("_cpu").glu_backward(
         *(number for tensor in rows for number in (tensor.data_ptr(), tensor.stride(0))),

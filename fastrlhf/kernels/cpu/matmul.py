@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 
 
 class LowRank(NamedTuple):
@@ -34,10 +35,10 @@ def matmul(
     rank = down.shape[1]
     assert b.shape[0] == depth and down.shape[0] == depth and up.shape == (rank, columns)
     assert bias is None or (bias.shape == (columns,) and bias.is_contiguous())
-    c, hidden = a.new_empty(rows, columns), a.new_empty(rows, rank)
+    c, hidden = empty((rows, columns)), empty((rows, rank))
     orders = [_order(matrix) for matrix in (a, b, down, up)]
     module, threads, sizes = native.module("_cpu"), torch.get_num_threads(), (rows, columns, depth, rank)
-    scratch = a.new_empty(module.matmul_scratch(sizes, threads))
+    scratch = empty((module.matmul_scratch(sizes, threads),))
     bias_address = 0 if bias is None else bias.data_ptr()
     module.matmul(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import as_rows
 
 
@@ -15,8 +16,8 @@ def norm(hidden_states, weight, bias, residual, eps, weight_offset, cast_before_
     rows, weight = as_rows(hidden_states), weight.contiguous()
     bias = nothing if bias is None else bias.contiguous()
     added = nothing.view(0, 1) if residual is None else as_rows(residual)
-    normed = torch.empty(shape)
-    summed = nothing if residual is None else torch.empty(shape)
+    normed = empty(shape)
+    summed = nothing if residual is None else empty(shape)
     mean, rstd = torch.empty(shape[:-1] if bias.numel() else 0), torch.empty(shape[:-1])
     native.module("_cpu").norm(
         rows.data_ptr(),

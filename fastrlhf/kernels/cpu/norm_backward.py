@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import as_rows
 
 
@@ -18,7 +19,7 @@ def norm_backward(grad_normed, grad_summed, summed, weight, mean, rstd, weight_o
     ]
     weight, rstd = weight.contiguous(), rstd.contiguous()
     mean = nothing if mean is None else mean.contiguous()
-    grad = torch.empty(summed.shape)
+    grad = empty(summed.shape)
     grad_weight = torch.empty(weight.shape if needs_weight else 0)
     grad_bias = torch.empty(weight.shape if needs_weight and mean is not nothing else 0)
     native.module("_cpu").norm_backward(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import as_rows, as_tokens
 
 
 def rope(query, key, cos, sin, transposed):
     """See `fastrlhf.kernels.rope`."""
-    outputs = torch.empty(query.shape), torch.empty(key.shape)
+    outputs = empty(query.shape), empty(key.shape)
     rotate(query, key, cos, sin, *outputs, transposed)
     return outputs
 
