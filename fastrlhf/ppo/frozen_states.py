@@ -52,7 +52,7 @@ class FrozenStates:
             return responses
         with host_waits("which rows a micro-batch has"):
             numbers = _numbers(rows, len(responses.input_ids))
-            lengths = responses.attention_mask.sum(dim=1).tolist()
+            lengths = responses.tokens()[1].sum(dim=1).tolist()
         missing = [place for place, number in enumerate(numbers) if number not in self.kept]
         fresh = self._compute(responses, missing, lengths)
         for place, states in fresh.items():
@@ -68,7 +68,7 @@ class FrozenStates:
         """`[length, D]` of the rows at these places of `responses`, in one forward."""
         if not places:
             return {}
-        ids, mask = responses.input_ids, responses.attention_mask
+        ids, mask = responses.tokens()
         if len(places) < len(ids):
             some = torch.tensor(places, device=ids.device)
             ids, mask = ids[some], mask[some]

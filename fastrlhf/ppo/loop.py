@@ -102,11 +102,11 @@ def evaluate(
 
 def reference_logprobs(trainer: PPOTrainer, responses: Responses, rows: slice) -> torch.Tensor:
     """Log-probabilities `[B, R]` of the rollout's `rows` under the reference."""
-    shares = trainer.reference_shares_bottom
     with trainer.reference() as reference:
-        hidden = trainer.reference_states.of_rows(
-            rows, lambda: responses.hidden_states(reference, trainer.args.packing, shares_bottom=shares)
-        )
+        hidden = trainer.reference_states.kept(rows)
+        if hidden is None:
+            shares = trainer.reference_shares_bottom
+            hidden = responses.hidden_states(reference, trainer.args.packing, shares_bottom=shares)
         return response_logprobs(reference, hidden, responses, trainer.args.temperature)[0]
 
 

@@ -30,14 +30,21 @@ class ReferenceStates:
             self._rollout = rollout
             self._kept.clear()
 
-    def of_rows(self, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """`[B, P + R, D]` of the rollout's `rows`, by `compute` where they are not kept."""
-        if rows.start in self._kept:
-            return self._kept[rows.start]
-        states = compute()
-        if self.sharers and states.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= self.limit:
-            self._kept[rows.start] = states
+    def of_reward(self, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """`[B, P + R, D]` of the rollout's `rows`, by `compute` where they are not kept, and kept if there is room."""
+        states = self.kept(rows)
+        if states is None:
+            states = compute()
+            if (
+                self.sharers
+                and states.nbytes + sum(each.nbytes for each in self._kept.values()) <= self.limit
+            ):
+                self._kept[rows.start] = states
         return states
+
+    def kept(self, rows: slice) -> torch.Tensor | None:
+        """`[B, P + R, D]` of the rollout's `rows`, or None."""
+        return self._kept.get(rows.start)
 
 
 @torch.no_grad()

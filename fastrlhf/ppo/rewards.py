@@ -154,7 +154,7 @@ def model_scores(
         rows = slice(start, start + batch_size)
         responses = rollout.responses(rows)
         tokens = responses.input_ids, responses.attention_mask
-        hidden = shared.of_rows(rows, functools.partial(hidden_states, model, *tokens, packing))
+        hidden = shared.of_reward(rows, functools.partial(hidden_states, model, *tokens, packing))
         last = responses.prompt_length - 1 + rollout.lengths[rows]
         states = hidden[torch.arange(len(last), device=last.device), last]
         scores.append(model.score(states).squeeze(-1).float())
