@@ -129,7 +129,7 @@ class PPOConfig(TrainingArguments):
     packed_weight_bytes: str = _option(
         "0",
         "How much of the weights stays packed for the CPU's fastest matrix products, in copies, in this process; "
-        "products with the others pack each time.",
+        "products with the others read them as they lie, up to a tenth slower.",
     )
     reuse_rollout_logprobs: bool | None = _option(
         None,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu import pool
 from fastrlhf.kernels.cpu.matmul import LowRank, matmul
 from tests.support.precision import assert_as_good_as
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 # rows, columns, depth: one; ragged tiles; whole tiles of every width; pieces that end within and at a sum's longest run
 SHAPES = [(1, 1, 1), (13, 33, 5), (48, 64, 128), (37, 70, 129), (5, 130, 256), (100, 3, 260)]
 LONG = (14, 35, 2 * 2048 + 131)  # several blocks of a panel
+DEEP = (230, 5, 1 << 15)  # more than the rows that are packed at a time, in the adapter too
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
@@ -66,6 +68,20 @@ def test_without_bias_and_low_rank():
     result, hidden = matmul(a, b)
     assert_as_good_as(result, a @ b, a.double() @ b.double())
     assert hidden.shape == (37, 0)
+
+
+def test_few_rows_at_a_time():
+    a, b, bias, down, up = tensors = operands(DEEP, 3)
+    same, exact = plain(*tensors), plain(*(tensor.double() for tensor in tensors))
+    for held in (a, turned(a)):
+        found = matmul(held, b, bias, LowRank(down, up, 0.5))
+        for name, *results in zip(("result", "hidden"), found, same, exact, strict=True):
+            assert_as_good_as(*results, name=name)
+    pool.trim()
+    taken, _ = pool.pool_bytes()
+    result = matmul(a, b)
+    held, idle = pool.pool_bytes()
+    assert held + idle - taken <= result[0].nbytes + (17 << 20)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[3], (400, 20, 60)], ids=str)

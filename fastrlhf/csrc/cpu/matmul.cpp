@@ -1,6 +1,6 @@
-// All of `a` is packed once, in stripes; each panel of `b` is packed where it is used, into the second-level cache, and
-// all stripes pass over it. So no packed copy of a weight is ever written to memory, which is a tenth to a fifth of a
-// product of some hundred rows by oneDNN. The low-rank product lengthens stripes and panels by its rank.
+// Rows of `a` are packed in stripes, as many as take 16 MB; each panel of `b` is packed where it is used, into the
+// second-level cache, and all stripes pass over it. No packed copy of a weight is ever written to memory, which is a tenth
+// to a fifth of a product of some hundred rows by oneDNN. The low-rank product lengthens stripes and panels by its rank.
 #include "matmul.h"
 
 #include <algorithm>
@@ -168,22 +168,47 @@ FASTRLHF_AVX512 void make_stripes(const Work<Avx512Tile>& work, int part) { stri
 FASTRLHF_AVX512 void make_result(const Work<Avx512Tile>& work, int part) { columns_of_part(work, part); }
 #endif
 
+// As many rows of a as are packed at a time: 16 MB of them, and for the deepest products a hundred rows still, so that
+// packing b again for each such share stays a small part of the product.
+template <class T>
+int64_t rows_of_share(const MatmulJob& job) {
+  const int64_t fitting = (1 << 22) / std::max<int64_t>(1, job.depth + job.rank);
+  return std::max<int64_t>(96, fitting) / T::ROWS * T::ROWS;
+}
+
+// Rows [first, first + rows) of a job.
+MatmulJob share_of(const MatmulJob& job, int64_t first, int64_t rows) {
+  MatmulJob share = job;
+  share.a.data += first * (job.a.transposed ? 1 : job.a.stride);
+  share.c += first * job.columns;
+  share.hidden += first * job.rank;
+  share.rows = std::min(rows, job.rows - first);
+  return share;
+}
+
 }  // namespace
 
 int64_t matmul_scratch(const MatmulJob& job, int threads) {
-  return with_tile([&](auto tile) { return Plan<decltype(tile)>(job, threads).floats(threads); });
+  return with_tile([&](auto tile) {
+    typedef decltype(tile) T;
+    return Plan<T>(share_of(job, 0, rows_of_share<T>(job)), threads).floats(threads);
+  });
 }
 
 void matmul(const MatmulJob& job, float* scratch, int threads) {
   with_tile([&](auto tile) {
     typedef decltype(tile) T;
-    const Plan<T> plan(job, threads);
-    const Work<T> work{job, plan, threads, scratch};
-    prepare(work);
+    const int64_t rows = rows_of_share<T>(job);
+    for (int64_t first = 0; first < job.rows; first += rows) {
+      const MatmulJob share = share_of(job, first, rows);
+      const Plan<T> plan(share, threads);
+      const Work<T> work{share, plan, threads, scratch};
+      prepare(work);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int part = 0; part < threads; ++part) make_stripes(work, part);
+      for (int part = 0; part < threads; ++part) make_stripes(work, part);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int part = 0; part < threads; ++part) make_result(work, part);
+      for (int part = 0; part < threads; ++part) make_result(work, part);
+    }
   });
 }
 
