@@ -156,3 +156,22 @@ class ActorCritic(nn.Module):
             return self.value_model(states.detach() if self.detach_value else states)
         hidden = responses.hidden_states(self.value_model, self.packing)
         return self.value_model.score(responses.response_states(hidden)).squeeze(-1).float()
+
+
+def reference_logprobs(
+    model: nn.Module,
+    responses: Responses,
+    temperature: float,
+    *,
+    packing: bool | None = None,
+    shares_bottom: bool = False,
+    hidden: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Log-probabilities `[B, R]` of the response tokens under a frozen model.
+
+    Args:
+        hidden: the model's hidden states, if they are known.
+    """
+    if hidden is None:
+        hidden = responses.hidden_states(model, packing, shares_bottom=shares_bottom)
+    return response_logprobs(model, hidden, responses, temperature)[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrlhf.kernels import ppo_loss
-from fastrlhf.models.actor_critic import ActorCriticOutput, Responses, response_logprobs
+from fastrlhf.models.actor_critic import ActorCriticOutput, reference_logprobs
 from fastrlhf.ppo.experience import Experience, make_experience
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.stats import UpdateStats
@@ -71,7 +71,15 @@ def evaluate(
         with trainer.autocast():
             responses = trainer.frozen_states.enter(rollout.responses(some), some)
             width = responses.mask.shape[1]
-            ref_logprobs[some, :width] = reference_logprobs(trainer, responses, some)
+            with trainer.reference() as reference:
+                ref_logprobs[some, :width] = reference_logprobs(
+                    reference,
+                    responses,
+                    args.temperature,
+                    packing=args.packing,
+                    shares_bottom=trainer.reference_shares_bottom,
+                    hidden=trainer.reference_states.kept(some),
+                )
             if ahead is not None:
                 continue
             if reuses:
@@ -98,16 +106,6 @@ def evaluate(
         lam=args.lam,
         correction_cap=args.rollout_correction_cap,
     )
-
-
-def reference_logprobs(trainer: PPOTrainer, responses: Responses, rows: slice) -> torch.Tensor:
-    """Log-probabilities `[B, R]` of the rollout's `rows` under the reference."""
-    with trainer.reference() as reference:
-        hidden = trainer.reference_states.kept(rows)
-        if hidden is None:
-            shares = trainer.reference_shares_bottom
-            hidden = responses.hidden_states(reference, trainer.args.packing, shares_bottom=shares)
-        return response_logprobs(reference, hidden, responses, trainer.args.temperature)[0]
 
 
 def forward(trainer: PPOTrainer, rollout: Rollout, rows: torch.Tensor | slice) -> ActorCriticOutput:

@@ -33,15 +33,17 @@ class Twice(PPOTrainer):
         {"gradient_checkpointing": True},
         {"local_rollout_forward_batch_size": 3},
         {"value_model": 4},
+        {"peft_config": 0},
     ],
     ids=str,
 )
 def test_the_first_update_goes_on_from_the_evaluation_to_the_bit(tmp_path, options):
     trainers = []
     for cls in (PPOTrainer, Twice):
-        critic = {"value_model": toy_model(seed=4, scorer=True)} if "value_model" in options else {}
+        made = {"value_model": toy_model(seed=4, scorer=True)} if "value_model" in options else {}
+        made |= {"peft_config": toy_lora()} if "peft_config" in options else {}
         torch.manual_seed(0)
-        trainer = toy_trainer(tmp_path, cls=cls, num_ppo_epochs=2, total_episodes=16, **options | critic)
+        trainer = toy_trainer(tmp_path, cls=cls, num_ppo_epochs=2, total_episodes=16, **options | made)
         trainer.train()
         trainers.append(trainer)
     if "local_rollout_forward_batch_size" in options:  # products of other shapes round otherwise
