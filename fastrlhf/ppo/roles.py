@@ -108,6 +108,11 @@ class HasRoles:
             device=args.device,
         )
 
+    def share_forwards(self) -> None:
+        """Find what one forward can give to several roles."""
+        self.share_bottom()
+        self.share_reference()
+
     def share_bottom(self) -> None:
         """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""
         policy, args = self.policy_model, self.args

@@ -127,8 +127,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         )
         self.model_wrapped = self.model
         self.place_models()
-        self.share_bottom()
-        self.share_reference()
+        self.share_forwards()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.offload_models()
         self.callback_handler.model = self.model
