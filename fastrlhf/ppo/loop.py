@@ -65,7 +65,7 @@ def evaluate(
     if reuses:
         logprobs = torch.where(rollout.mask, rollout.sampled_logprobs, 0.0)
     trainer.frozen_states.begin(rollout)
-    trainer.reference_states.begin(rollout)
+    reference_states = trainer.reference_states.of(rollout)
     for start in range(0, rows, args.local_rollout_forward_batch_size):
         some = slice(start, start + args.local_rollout_forward_batch_size)
         with trainer.autocast():
@@ -78,7 +78,7 @@ def evaluate(
                     args.temperature,
                     packing=args.packing,
                     shares_bottom=trainer.reference_shares_bottom,
-                    hidden=trainer.reference_states.kept(some),
+                    hidden=reference_states.kept(some),
                 )
             if ahead is not None:
                 continue

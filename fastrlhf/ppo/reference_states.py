@@ -24,11 +24,12 @@ class ReferenceStates:
         self._rollout: Rollout | None = None
         self._kept: dict[int, torch.Tensor] = {}
 
-    def begin(self, rollout: Rollout) -> None:
-        """Let go of another rollout's states."""
+    def of(self, rollout: Rollout) -> ReferenceStates:
+        """These, another rollout's let go of."""
         if rollout is not self._rollout:
             self._rollout = rollout
             self._kept.clear()
+        return self
 
     def of_reward(self, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`[B, P + R, D]` of the rollout's `rows`, by `compute` where they are not kept, and kept if there is room."""

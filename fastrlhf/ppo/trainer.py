@@ -238,9 +238,9 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
 
     def score(self, rollout: Rollout) -> torch.Tensor:
         """`[B]`: the reward of each response, less the penalty for those without an end token."""
-        self.reference_states.begin(rollout)
+        states, rows = self.reference_states.of(rollout), self.args.local_rollout_forward_batch_size
         with self.autocast():
-            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size, self.reference_states)
+            scores = self.scorer(rollout, rows, states)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~rollout.contains(
                 self.processing_class.eos_token_id
