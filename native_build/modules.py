@@ -34,13 +34,14 @@ CPU_SOURCES = (
     "cpu/linear.cpp",
     "cpu/linear_logprob.cpp",
     "cpu/linear_logprob_backward.cpp",
+    "cpu/matmul.cpp",
     "cpu/norm.cpp",
     "cpu/norm_backward.cpp",
+    "cpu/pool.cpp",
     "cpu/ppo_loss.cpp",
     "cpu/quantize.cpp",
     "cpu/rope.cpp",
     "cpu/sample.cpp",
-    "cpu/weight_gradient.cpp",
 )
 CUDA_SOURCES = (
     "bindings_cuda.cpp",

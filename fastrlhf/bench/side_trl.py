@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastrlhf.device.without_triton  # isort: skip # noqa: F401 - before transformers, on both sides
+
 import time
 from contextlib import suppress
 from typing import Any

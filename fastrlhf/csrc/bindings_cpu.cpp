@@ -12,7 +12,9 @@
 #include "cpu/linear_logprob_binding.h"
 #include "cpu/glu_binding.h"
 #include "cpu/group_advantages_binding.h"
+#include "cpu/matmul_binding.h"
 #include "cpu/norm_binding.h"
+#include "cpu/pool_binding.h"
 #include "cpu/rope_binding.h"
 #include "cpu/sample_binding.h"
 #include "ppo_loss_binding.h"
@@ -74,7 +76,9 @@ PYBIND11_MODULE(_cpu, module) {
   bind_linear_logprob(module);
   bind_glu(module);
   bind_group_advantages(module);
+  bind_matmul(module);
   bind_norm(module);
+  bind_pool(module);
   bind_rope(module);
   bind_sample(module);
   module.def("simd", [] { return use_avx2() ? "avx2" : "portable"; });

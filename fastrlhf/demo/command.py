@@ -35,6 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SystemExit(
             "fastrlhf demo: --device cuda, but torch finds no CUDA device; use --device cpu or auto"
         )
+    import fastrlhf.device.without_triton  # isort: skip # noqa: F401 - before transformers
     from fastrlhf.demo.assets import MissingAssetError
     from fastrlhf.demo.run import run_demo
 

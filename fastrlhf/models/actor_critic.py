@@ -19,7 +19,7 @@ class Responses(NamedTuple):
 
     input_ids `[B, P + R]`: left-padded prompts, then right-padded responses; attention_mask like it (bool);
     prompt_length P; mask `[B, R]` (bool): the response tokens whose log-probability counts; padding_counts: padding
-    among them, as TRL has it; entering: the states of all real tokens at the first trained layer of the policy.
+    among them, as TRL has it; entering: the states of all real `tokens()` at the first trained layer of the policy.
     """
 
     input_ids: torch.Tensor
@@ -32,19 +32,22 @@ class Responses(NamedTuple):
     def hidden_states(
         self, model: nn.Module, packing: bool | None, *, shares_bottom: bool = False
     ) -> torch.Tensor:
-        """`[B, P + R, D]` (see `fastrlhf.models.backbone.hidden_states`).
+        """`[B, P + R - 1, D]`, of `tokens()` (see `fastrlhf.models.backbone.hidden_states`).
 
         Args:
             shares_bottom: the model is the policy under its first trained layer.
         """
-        tokens = self.input_ids, self.attention_mask
         if shares_bottom and self.entering is not None:
-            return top_hidden_states(model, self.entering, *tokens)
-        return hidden_states(model, *tokens, packing, padding_counts=self.padding_counts)
+            return top_hidden_states(model, self.entering, *self.tokens())
+        return hidden_states(model, *self.tokens(), packing, padding_counts=self.padding_counts)
+
+    def tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`input_ids` and `attention_mask` without the last column, after which nothing was chosen."""
+        return self.input_ids[:, :-1], self.attention_mask[:, :-1]
 
     def response_states(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, R, D]`: the hidden state in which each response token was chosen, one position before it."""
-        return hidden_states[:, self.prompt_length - 1 : -1]
+        return hidden_states[:, self.prompt_length - 1 :][:, : self.mask.shape[1]]
 
     def targets(self) -> torch.Tensor:
         """`[B, R]`: the response tokens."""
@@ -70,7 +73,7 @@ def response_logprobs(
     """Log-probabilities and entropy `[B, R]` of the response tokens that count, from the model's hidden states.
 
     Args:
-        hidden: `[B, P + R, D]`.
+        hidden: `[B, P + R - 1, D]`, or with the last column too.
         entropy_grad: see `linear_logprob`.
     """
     mask = responses.mask
@@ -162,7 +165,13 @@ def reference_logprobs(
     *,
     packing: bool | None = None,
     shares_bottom: bool = False,
+    hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities `[B, R]` of the response tokens under a frozen model."""
-    hidden = responses.hidden_states(model, packing, shares_bottom=shares_bottom)
+    """Log-probabilities `[B, R]` of the response tokens under a frozen model.
+
+    Args:
+        hidden: the model's hidden states, if they are known.
+    """
+    if hidden is None:
+        hidden = responses.hidden_states(model, packing, shares_bottom=shares_bottom)
     return response_logprobs(model, hidden, responses, temperature)[0]

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 
 from fastrlhf.kernels import geglu, layer_norm, rms_norm, swiglu
+from fastrlhf.models.recompute import computed_again
 
 
 class LlamaNorm:
@@ -37,10 +38,13 @@ class LayerNorm:
 
 
 class GatedMLP:
-    """Forward of `LlamaMLP` and those like it: the gate's activation is computed again in the backward, not kept."""
+    """Forward of `LlamaMLP` and those like it: the backward keeps gate and up, and not what is made of them."""
 
     def forward(self, hidden_states):
-        return self.down_proj(self.activation(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        activated = self.activation(gate, up)
+        with computed_again(activated, lambda: self.activation(gate, up)):
+            return self.down_proj(activated)
 
 
 def in_one_dtype(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

@@ -132,12 +132,13 @@ class PPOConfig(TrainingArguments):
     )
     frozen_states_bytes: str = _option(
         "512MB",
-        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed.",
+        "How much of what frozen bottom layers give is kept for a rollout's other passes; rows beyond are recomputed. "
+        "As much again may be kept of the reference's states where a reward model shares them.",
     )
     packed_weight_bytes: str = _option(
         "0",
         "How much of the weights stays packed for the CPU's fastest matrix products, in copies, in this process; "
-        "products with the others pack each time.",
+        "products with the others read them as they lie, up to a tenth slower.",
     )
     reuse_rollout_logprobs: bool | None = _option(
         None,

@@ -8,6 +8,7 @@ from torch import nn
 from fastrlhf.device.observe import host_waits
 from fastrlhf.models.actor_critic import Responses
 from fastrlhf.models.frozen import Entering, bottom_states, frozen_depth
+from fastrlhf.ppo.rollout import Rollout
 
 
 class FrozenStates:
@@ -23,9 +24,10 @@ class FrozenStates:
         self.model, self.depth, self.limit = model, depth, limit
         self.kept: dict[int, torch.Tensor] = {}
         self.nbytes = 0
+        self._rollout: Rollout | None = None
 
-    def begin(self) -> None:
-        """Let go of the states of the rollout before.
+    def begin(self, rollout: Rollout) -> None:
+        """Let go of another rollout's states.
 
         Raises:
             RuntimeError: a layer that was frozen when the trainer was made is no longer.
@@ -35,7 +37,9 @@ class FrozenStates:
                 f"one of the {self.depth} bottom layers that were frozen when the trainer was made requires a gradient "
                 "now: set frozen layers before, or make a new trainer"
             )
-        self.clear()
+        if rollout is not self._rollout:
+            self._rollout = rollout
+            self.clear()
 
     def clear(self) -> None:
         """Let go of all states."""
@@ -52,7 +56,7 @@ class FrozenStates:
             return responses
         with host_waits("which rows a micro-batch has"):
             numbers = _numbers(rows, len(responses.input_ids))
-            lengths = responses.attention_mask.sum(dim=1).tolist()
+            lengths = responses.tokens()[1].sum(dim=1).tolist()
         missing = [place for place, number in enumerate(numbers) if number not in self.kept]
         fresh = self._compute(responses, missing, lengths)
         for place, states in fresh.items():
@@ -68,7 +72,7 @@ class FrozenStates:
         """`[length, D]` of the rows at these places of `responses`, in one forward."""
         if not places:
             return {}
-        ids, mask = responses.input_ids, responses.attention_mask
+        ids, mask = responses.tokens()
         if len(places) < len(ids):
             some = torch.tensor(places, device=ids.device)
             ids, mask = ids[some], mask[some]

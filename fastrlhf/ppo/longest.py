@@ -51,16 +51,18 @@ def try_longest(trainer: PPOTrainer) -> None:
     try:
         with _phase(trainer, "rollout", prompt):
             _first_token(trainer, prompt)
-        with _phase(trainer, "evaluation", prompt), torch.no_grad():
+        with _phase(trainer, "evaluation", prompt):
             rollout = _longest_rollout(trainer, prompt)
-            for model in trainer.scorer.models:
-                model_scores(model, rollout, args.local_rollout_forward_batch_size, args.packing)
+            with torch.no_grad():
+                for model in trainer.scorer.models:
+                    model_scores(model, rollout, args.local_rollout_forward_batch_size, args.packing)
             scores = torch.zeros(len(rollout.lengths), device=args.device)
-            experience = loop.evaluate(trainer, rollout, scores)
+            ahead = loop.forward_ahead(trainer, rollout)
+            experience = loop.evaluate(trainer, rollout, scores, ahead)
         with _phase(trainer, "update", prompt):
             state = _state_to_come(trainer.optimizer, args.device)
             rows = torch.arange(args.per_device_train_batch_size, device=args.device)
-            loop.add_gradients(trainer, experience, rows, UpdateStats())
+            loop.add_gradients(trainer, experience, rows, UpdateStats(), ahead)
             del state
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrlhf.kernels import ppo_loss
-from fastrlhf.models.actor_critic import reference_logprobs
+from fastrlhf.models.actor_critic import ActorCriticOutput, reference_logprobs
 from fastrlhf.ppo.experience import Experience, make_experience
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.stats import UpdateStats
@@ -29,19 +29,34 @@ def run(trainer: PPOTrainer) -> None:
         with clock.phase("reward"):
             scores = trainer.score(rollout)
         with clock.phase("evaluate"):
-            experience = evaluate(trainer, rollout, scores)
+            ahead = forward_ahead(trainer, rollout)
+            experience = evaluate(trainer, rollout, scores, ahead)
         with clock.phase("update"):
             stats = UpdateStats(padded=trainer.args.padded_averages)
             for epoch in range(trainer.args.num_ppo_epochs):
                 for rows in trainer.minibatches(epoch):
-                    update(trainer, experience, rows, stats)
+                    update(trainer, experience, rows, stats, ahead)
+                    ahead = None
 
         if trainer.end_step(experience, stats, clock.seconds):
             break
 
 
+def forward_ahead(trainer: PPOTrainer, rollout: Rollout) -> ActorCriticOutput | None:
+    """The forward of the first update, made before it: values (and log-probabilities) are read off it too.
+
+    None where that update is not one forward of all rows.
+    """
+    if not trainer.first_update_has_all_rows:
+        return None
+    trainer.frozen_states.begin(rollout)
+    return forward(trainer, rollout, slice(0, len(rollout.lengths)))
+
+
 @torch.no_grad()
-def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Experience:
+def evaluate(
+    trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor, ahead: ActorCriticOutput | None = None
+) -> Experience:
     """Log-probabilities and values of the rollout under policy, reference and critic; rewards and advantages."""
     args, rows = trainer.args, len(rollout.lengths)
     shape, device = rollout.response_ids.shape, rollout.response_ids.device
@@ -49,26 +64,34 @@ def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Exp
     reuses = trainer.reuses_rollout_logprobs and rollout.sampled_logprobs is not None
     if reuses:
         logprobs = torch.where(rollout.mask, rollout.sampled_logprobs, 0.0)
-    trainer.frozen_states.begin()
+    trainer.frozen_states.begin(rollout)
+    reference_states = trainer.reference_states.of(rollout)
     for start in range(0, rows, args.local_rollout_forward_batch_size):
         some = slice(start, start + args.local_rollout_forward_batch_size)
         with trainer.autocast():
             responses = trainer.frozen_states.enter(rollout.responses(some), some)
             width = responses.mask.shape[1]
-            if reuses:
-                values[some, :width] = trainer.model.values(responses)
-            else:
-                output = trainer.model(responses, args.temperature)
-                logprobs[some, :width], values[some, :width] = output.logprobs, output.values
             with trainer.reference() as reference:
-                ref = reference_logprobs(
+                ref_logprobs[some, :width] = reference_logprobs(
                     reference,
                     responses,
                     args.temperature,
                     packing=args.packing,
                     shares_bottom=trainer.reference_shares_bottom,
+                    hidden=reference_states.kept(some),
                 )
-        ref_logprobs[some, :width] = ref
+            if ahead is not None:
+                continue
+            if reuses:
+                values[some, :width] = trainer.model.values(responses)
+            else:
+                output = trainer.model(responses, args.temperature)
+                logprobs[some, :width], values[some, :width] = output.logprobs, output.values
+    if ahead is not None:
+        width = ahead.values.shape[1]
+        values[:, :width] = ahead.values
+        if not reuses:
+            logprobs[:, :width] = ahead.logprobs
     return make_experience(
         rollout,
         scores,
@@ -85,26 +108,41 @@ def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Exp
     )
 
 
-def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats) -> None:
-    """One optimizer update on the minibatch `rows`."""
+def forward(trainer: PPOTrainer, rollout: Rollout, rows: torch.Tensor | slice) -> ActorCriticOutput:
+    """Policy and critic on rows of the rollout, differentiable."""
+    responses = rollout.responses(rows, everywhere=trainer.args.padded_averages)
+    with trainer.autocast():
+        responses = trainer.frozen_states.enter(responses, rows)
+        return trainer.model(responses, trainer.args.temperature)
+
+
+def update(
+    trainer: PPOTrainer,
+    experience: Experience,
+    rows: torch.Tensor,
+    stats: UpdateStats,
+    ahead: ActorCriticOutput | None = None,
+) -> None:
+    """One optimizer update on the minibatch `rows`; `ahead` is their forward, if it was made before."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    add_gradients(trainer, experience, rows, stats)
+    add_gradients(trainer, experience, rows, stats, ahead)
     stats.end_minibatch(*trainer.optimizer_step(stats.minibatch_loss))
 
 
 def add_gradients(
-    trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats
+    trainer: PPOTrainer,
+    experience: Experience,
+    rows: torch.Tensor,
+    stats: UpdateStats,
+    ahead: ActorCriticOutput | None = None,
 ) -> None:
     """The gradient of the minibatch `rows`, added up over micro-batches."""
     args, rollout = trainer.args, experience.rollout
     mask, state_mask = rollout.mask, rollout.state_mask
     denominator, value_denominator = mask[rows].sum(), state_mask[rows].sum()
     for some in rows.split(args.per_device_train_batch_size):
-        responses = rollout.responses(some, everywhere=args.padded_averages)
-        columns = slice(responses.mask.shape[1])
-        with trainer.autocast():
-            responses = trainer.frozen_states.enter(responses, some)
-            output = trainer.model(responses, args.temperature)
+        output = ahead or forward(trainer, rollout, some)
+        columns = slice(output.logprobs.shape[1])
         loss = ppo_loss(
             output.logprobs,
             experience.logprobs[some, columns],

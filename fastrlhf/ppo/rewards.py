@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import nn
 from fastrlhf.kernels import kl_estimate
 from fastrlhf.models.backbone import hidden_states
 from fastrlhf.models.heads import check_score_head
+from fastrlhf.ppo.reference_states import ReferenceStates
 from fastrlhf.ppo.rollout import Rollout
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -99,8 +101,13 @@ class Scorer:
         """The rewards that are models."""
         return [reward for reward in self.rewards if isinstance(reward, nn.Module)]
 
-    def __call__(self, rollout: Rollout, batch_size: int) -> torch.Tensor:
+    def __call__(
+        self, rollout: Rollout, batch_size: int, reference_states: ReferenceStates | None = None
+    ) -> torch.Tensor:
         """`[B]`, float32.
+
+        Args:
+            reference_states: of this rollout, for the models that share them.
 
         Raises:
             RewardError: a reward raised, gave another number of scores, or one that is not finite.
@@ -109,7 +116,9 @@ class Scorer:
         total = torch.zeros(len(prompts), device=rollout.lengths.device)
         for weight, reward in zip(self.weights, self.rewards, strict=True):
             if isinstance(reward, nn.Module):
-                scores = model_scores(reward, rollout, batch_size, self.packing)
+                shares = reference_states is not None and reward in reference_states.sharers
+                states = reference_states if shares else None
+                scores = model_scores(reward, rollout, batch_size, self.packing, states)
             else:
                 scores = function_scores(reward, prompts, completions).to(total.device)
             _check_finite(reward, scores, prompts, completions)
@@ -128,14 +137,24 @@ class Scorer:
 
 @torch.no_grad()
 def model_scores(
-    model: nn.Module, rollout: Rollout, batch_size: int, packing: bool | None = None
+    model: nn.Module,
+    rollout: Rollout,
+    batch_size: int,
+    packing: bool | None = None,
+    shared: ReferenceStates | None = None,
 ) -> torch.Tensor:
-    """`[B]`: the reward model's output at the last token of each response (or of the prompt, where it is empty)."""
+    """`[B]`: the reward model's output at the last token of each response (or of the prompt, where it is empty).
+
+    Args:
+        shared: hidden states of the rollout that are the model's own.
+    """
+    shared = shared or ReferenceStates([], 0)
     scores = []
     for start in range(0, len(rollout.lengths), batch_size):
         rows = slice(start, start + batch_size)
         responses = rollout.responses(rows)
-        hidden = hidden_states(model, responses.input_ids, responses.attention_mask, packing)
+        tokens = responses.input_ids, responses.attention_mask
+        hidden = shared.of_reward(rows, functools.partial(hidden_states, model, *tokens, packing))
         last = responses.prompt_length - 1 + rollout.lengths[rows]
         states = hidden[torch.arange(len(last), device=last.device), last]
         scores.append(model.score(states).squeeze(-1).float())

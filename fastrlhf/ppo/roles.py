@@ -28,6 +28,7 @@ from fastrlhf.models.frozen import freeze_below, frozen_depth, share_bottom, spl
 from fastrlhf.ppo.arguments import with_adapter
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.frozen_states import FrozenStates
+from fastrlhf.ppo.reference_states import ReferenceStates, stands_on
 
 
 def prepare_policy(
@@ -107,6 +108,11 @@ class HasRoles:
             device=args.device,
         )
 
+    def share_forwards(self) -> None:
+        """Find what one forward can give to several roles."""
+        self.share_bottom()
+        self.share_reference()
+
     def share_bottom(self) -> None:
         """Find the layers that never change: they run once a rollout for policy, reference and a shared critic."""
         policy, args = self.policy_model, self.args
@@ -116,6 +122,22 @@ class HasRoles:
             policy, depth, parse_size("frozen_states_bytes", args.frozen_states_bytes)
         )
         self.reference_shares_bottom = self.ref_model is None or share_bottom(policy, self.ref_model, depth)
+
+    def share_reference(self) -> None:
+        """Find the reward models on the reference's own base: one forward a rollout gives the states of both."""
+        with self.reference() as reference:
+            sharers = [
+                model for model in self.scorer.models if stands_on(model, reference, self.args.packing)
+            ]
+        limit = parse_size("frozen_states_bytes", self.args.frozen_states_bytes)
+        self.reference_states = ReferenceStates(sharers, limit)
+
+    @property
+    def first_update_has_all_rows(self) -> bool:
+        """Whether a rollout's first update is one forward of all its rows: the evaluation's own forward then does."""
+        args = self.args
+        one = args.num_mini_batches == 1 and args.local_batch_size == args.per_device_train_batch_size
+        return one and not args.padded_averages
 
     @contextmanager
     def reference(self):

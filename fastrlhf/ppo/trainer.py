@@ -129,7 +129,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         self.model_wrapped = self.model
         self.place_models()
         check_rollout_weights(args.rollout_weights, model)
-        self.share_bottom()
+        self.share_forwards()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.offload_models()
         handler = self.callback_handler
@@ -232,8 +232,9 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
 
     def score(self, rollout: Rollout) -> torch.Tensor:
         """`[B]`: the reward of each response, less the penalty for those without an end token."""
+        states, rows = self.reference_states.of(rollout), self.args.local_rollout_forward_batch_size
         with self.autocast():
-            scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size)
+            scores = self.scorer(rollout, rows, states)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~rollout.contains(
                 self.processing_class.eos_token_id

@@ -24,6 +24,7 @@ CASES = [  # N, out, in, r, offsets
     ((40, 17, 33), 3, [2, 2, 20, 31]),  # an empty group, and rows of none at both ends
     ((70, 66, 47), 16, [0, 1, 64, 65, 70]),
     ((3, 5, 7), 2, [1, 1]),
+    ((70, 67, 47), 9, [0, 70]),  # one adapter for all of many rows
 ]
 
 

@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+from fastrlhf.models.accelerate import accelerate
 from fastrlhf.models.actor_critic import ActorCritic, Responses
 from fastrlhf.models.backbone import (
     backbone,
@@ -34,8 +35,18 @@ def test_response_states_stand_one_before_their_tokens():
     ids = torch.tensor([[PAD, 1, 2, 5, 6, 7]])
     responses = Responses(ids, ids != PAD, 3, torch.ones(1, 3).bool())
     states = torch.arange(6.0)[None, :, None]
-    assert responses.response_states(states)[0, :, 0].tolist() == [2.0, 3.0, 4.0]
+    for columns in (6, 5):  # with the last one or without
+        assert responses.response_states(states[:, :columns])[0, :, 0].tolist() == [2.0, 3.0, 4.0]
     assert responses.targets().tolist() == [[5, 6, 7]]
+
+
+def test_the_last_token_of_the_longest_responses_is_not_computed():
+    responses = toy_rollout().responses(slice(None))
+    model, seen = accelerate(toy_model()), []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    ActorCritic(model, ValueHead(16))(responses, 0.8)
+    assert responses.attention_mask[:, -1].any(), "a response as long as can be"
+    assert seen == [(1, int(responses.attention_mask[:, :-1].sum()), 16)]
 
 
 def test_logprobs_and_entropy_are_zero_where_the_mask_is_false():

@@ -38,10 +38,10 @@ struct Sums {
   typename T::Vector at[T::ROWS][T::VECTORS] = {};
 };
 
-// sums[r][c] += the sum over k < depth of a[r * ROW + k * step] * panel[k][c].
-template <class T, int ROW>
-FASTRLHF_INLINE void multiply_add(Sums<T>& sums, const float* a, int64_t step, const float* panel, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k, a += step, panel += T::COLUMNS) {
+// sums[r][c] += the sum over k < depth of a[r * ROW + k * STEP] * panel[k][c].
+template <class T, int ROW, int STEP>
+FASTRLHF_INLINE void multiply_add(Sums<T>& sums, const float* a, const float* panel, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, a += STEP, panel += T::COLUMNS) {
     typename T::Vector columns[T::VECTORS];
 #pragma GCC unroll 4
     for (int c = 0; c < T::VECTORS; ++c)
@@ -91,8 +91,7 @@ FASTRLHF_INLINE void stripes_times_panel(const float* stripes, const float* pane
     const int64_t piece = depth - at < PIECE ? depth - at : PIECE;
     for (int64_t row = 0; row < rows; row += T::ROWS) {
       Sums<T> sums;
-      const float* stripe = stripes + row * depth + at * T::ROWS;
-      multiply_add<T, 1>(sums, stripe, T::ROWS, panel + at * T::COLUMNS, piece);
+      multiply_add<T, 1, T::ROWS>(sums, stripes + row * depth + at * T::ROWS, panel + at * T::COLUMNS, piece);
       store_sums<T>(sums, to + row * T::COLUMNS, T::COLUMNS, T::ROWS, T::COLUMNS, add || at > 0);
     }
   }

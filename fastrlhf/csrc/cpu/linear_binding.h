@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 
 #include "linear.h"
-#include "weight_gradient.h"
 
 namespace fastrlhf {
 
@@ -15,11 +14,6 @@ inline void bind_linear(pybind11::module_& module) {
     thin_linear({(const float*)x, (const float*)weight, (const int8_t*)codes, (const float*)scales,
                  (const float*)bias, (float*)y, batch, out, in, transposed});
   });
-  module.def("weight_gradient",
-             [](uintptr_t grad, uintptr_t x, uintptr_t grad_weight, int64_t rows, int64_t out, int64_t in) {
-               pybind11::gil_scoped_release release;
-               weight_gradient({(const float*)grad, (const float*)x, (float*)grad_weight, rows, out, in});
-             });
   module.def("limit_linear_vectors", &limit_linear_vectors);
   module.def("linear_vectors", &linear_vectors);
 }

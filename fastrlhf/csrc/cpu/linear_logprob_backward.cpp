@@ -182,7 +182,7 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
       const bool add = job.adds() || panel > 0;
       const int64_t end = std::min(job.panels(), panel + PIECE / T::COLUMNS);
       for (; panel < end; ++panel, hidden += T::COLUMNS * T::COLUMNS)
-        multiply_add<T, T::COLUMNS>(sums, job.gradients_of(panel) + word * T::COLUMNS, 1, hidden, T::COLUMNS);
+        multiply_add<T, T::COLUMNS, 1>(sums, job.gradients_of(panel) + word * T::COLUMNS, hidden, T::COLUMNS);
       store_sums<T>(sums, job.out.grad_weight + first * width + d, width, count,
                     (int)std::min<int64_t>(T::COLUMNS, width - d), add);
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import with_dense_rows
 
 
@@ -13,7 +14,7 @@ def attention(query, key, value, cu_seqlens, skip, max_seqlen, scale, window, so
     # Held by name until the kernel returns: a copy dies with its last reference.
     tensors = [*map(with_dense_rows, (query, key, value)), *map(contiguous, (cu_seqlens, skip))]
     if skip is None:
-        output = query.new_empty(query.shape)
+        output = empty(query.shape)
         lse = query.new_empty(query.shape[:2])
     else:  # the kernel leaves padding as it is
         output = query.new_zeros(query.shape)

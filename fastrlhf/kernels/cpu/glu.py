@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
 
 
 def glu(gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    output = gate.new_empty(gate.shape)
+    output = empty(gate.shape)
     (gates, ups), (gate_stride, up_stride), (rows, columns) = as_one_row(gate, up)
     native.module("_cpu").glu(
         gates.data_ptr(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.glu import ACTIVATIONS
 from fastrlhf.kernels.rows import as_one_row
 
 
 def glu_backward(grad_output, gate, up, activation):
     """See `fastrlhf.kernels.glu`."""
-    grad_gate, grad_up = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    grad_gate, grad_up = empty(gate.shape), empty(gate.shape)
     given, strides, shape = as_one_row(grad_output, gate, up)
     native.module("_cpu").glu_backward(
         *(

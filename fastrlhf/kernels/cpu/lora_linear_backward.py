@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fastrlhf.kernels import products
 from fastrlhf.kernels.cpu.linear_backward import linear_backward
-from fastrlhf.kernels.cpu.lora_linear import narrow_product, occupied
+from fastrlhf.kernels.cpu.lora_linear import in_one_pass, narrow_product, occupied
+from fastrlhf.kernels.cpu.matmul import LowRank, matmul
 
 
 def lora_linear_backward(
@@ -25,6 +27,18 @@ def lora_linear_backward(
     needs_bias,
 ):
     """See `fastrlhf.kernels.lora_linear`; the gradients as `reference` has them."""
+    if needs_x and in_one_pass(x, weight, group_offsets):
+        return _in_one_pass(
+            grad.contiguous(),
+            x.contiguous(),
+            hidden,
+            weight,
+            lora_A,
+            lora_B,
+            scaling,
+            needs_weight,
+            needs_bias,
+        )
     base = weight, scales, scale_scales, offset
     grad_x, grad_weight, grad_bias = linear_backward(grad, x, *base, needs_x, needs_weight, needs_bias)
     grad_A, grad_B = torch.zeros_like(lora_A), torch.zeros_like(lora_B)
@@ -35,3 +49,16 @@ def lora_linear_backward(
         if needs_x:
             grad_x[rows].addmm_(error, lora_A[g])
     return grad_x, grad_weight, grad_A, grad_B, grad_bias
+
+
+def _in_one_pass(grad, x, hidden, weight, lora_A, lora_B, scaling, needs_weight, needs_bias):
+    adapter = LowRank(lora_B[0].contiguous(), lora_A[0].contiguous(), float(scaling))
+    grad_x, error = matmul(grad, weight.contiguous(), None, adapter)
+    return (
+        grad_x,
+        products.grad_weight(grad, x) if needs_weight else weight.new_empty(0),
+        matmul(error.T, x)[0][None],
+        # of fewer rows than its transpose, and so with fewer numbers to fill up to whole vectors
+        matmul(hidden.T, grad)[0].T.contiguous()[None],
+        grad.sum(dim=0) if needs_bias else x.new_empty(0),
+    )

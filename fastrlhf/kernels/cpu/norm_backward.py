@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import as_rows
 
 
@@ -16,9 +17,9 @@ def norm_backward(grad_normed, grad_summed, summed, weight, mean, rstd, weight_o
     ]
     weight, rstd = weight.contiguous(), rstd.contiguous()
     mean = nothing if mean is None else mean.contiguous()
-    grad = summed.new_empty(summed.shape)
-    grad_weight = summed.new_empty(weight.shape if needs_weight else 0)
-    grad_bias = summed.new_empty(weight.shape if needs_weight and mean is not nothing else 0)
+    grad = empty(summed.shape)
+    grad_weight = empty(weight.shape if needs_weight else (0,))
+    grad_bias = empty(weight.shape if needs_weight and mean is not nothing else (0,))
     native.module("_cpu").norm_backward(
         *(number for tensor in rows for number in (tensor.data_ptr(), tensor.stride(0))),
         *(tensor.data_ptr() for tensor in (weight, mean, rstd, grad, grad_weight, grad_bias)),

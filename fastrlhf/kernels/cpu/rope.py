@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fastrlhf.kernels import native
+from fastrlhf.kernels.cpu.pool import empty
 from fastrlhf.kernels.rows import as_rows, as_tokens
 
 
 def rope(query, key, cos, sin, transposed):
     """See `fastrlhf.kernels.rope`."""
-    outputs = query.new_empty(query.shape), key.new_empty(key.shape)
+    outputs = empty(query.shape), empty(key.shape)
     rotate(query, key, cos, sin, *outputs, transposed)
     return outputs
 

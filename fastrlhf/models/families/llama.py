@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastrlhf.kernels import rope
 from fastrlhf.models.attention_interface import attend
+from fastrlhf.models.recompute import computed_again
 
 
 class LlamaAttention:
@@ -47,6 +48,9 @@ class LlamaLayer:
     """Forward of `LlamaDecoderLayer` and those like it: the residual is added where the next norm reads it."""
 
     def forward(self, hidden_states, **kwargs):
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        normed = self.input_layernorm(hidden_states)
+        with computed_again(normed, lambda: self.input_layernorm(hidden_states)):
+            attended, _ = self.self_attn(hidden_states=normed, **kwargs)
         normed, residual = self.post_attention_layernorm(attended, residual=hidden_states)
-        return residual + self.mlp(normed)
+        with computed_again(normed, lambda: self.post_attention_layernorm(residual)):
+            return residual + self.mlp(normed)
