@@ -38,11 +38,12 @@ class FrozenStates:
                 "now: set frozen layers before, or make a new trainer"
             )
         if rollout is not self._rollout:
-            self._rollout = rollout
             self.clear()
+            self._rollout = rollout
 
     def clear(self) -> None:
-        """Let go of all states."""
+        """Let go of the rollout and its states."""
+        self._rollout = None
         self.kept.clear()
         self.nbytes = 0
 

@@ -67,6 +67,7 @@ def try_longest(trainer: PPOTrainer) -> None:
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.frozen_states.clear()
+        trainer.reference_states.clear()
         set_random_states(states)
 
 

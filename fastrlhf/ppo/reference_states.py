@@ -27,9 +27,14 @@ class ReferenceStates:
     def of(self, rollout: Rollout) -> ReferenceStates:
         """These, another rollout's let go of."""
         if rollout is not self._rollout:
+            self.clear()
             self._rollout = rollout
-            self._kept.clear()
         return self
+
+    def clear(self) -> None:
+        """Let go of the rollout and its states."""
+        self._rollout = None
+        self._kept.clear()
 
     def of_reward(self, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`[B, P + R, D]` of the rollout's `rows`, by `compute` where they are not kept, and kept if there is room."""
