@@ -49,6 +49,8 @@ def try_longest(trainer: PPOTrainer) -> None:
     prompt, states = longest_prompt(trainer.train_dataset), random_states()
     trainer.model.train()
     try:
+        with _phase(trainer, "update", prompt):
+            state = _state_to_come(trainer.optimizer, args.device)
         with _phase(trainer, "rollout", prompt):
             _first_token(trainer, prompt)
         with _phase(trainer, "evaluation", prompt):
@@ -60,7 +62,6 @@ def try_longest(trainer: PPOTrainer) -> None:
             ahead = loop.forward_ahead(trainer, rollout)
             experience = loop.evaluate(trainer, rollout, scores, ahead)
         with _phase(trainer, "update", prompt):
-            state = _state_to_come(trainer.optimizer, args.device)
             rows = torch.arange(args.per_device_train_batch_size, device=args.device)
             loop.add_gradients(trainer, experience, rows, UpdateStats(), ahead)
             del state

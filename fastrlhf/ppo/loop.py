@@ -49,6 +49,7 @@ def forward_ahead(trainer: PPOTrainer, rollout: Rollout) -> ActorCriticOutput | 
     """
     if not trainer.first_update_has_all_rows:
         return None
+    trainer.optimizer.zero_grad(set_to_none=True)  # before activations take their room
     trainer.frozen_states.begin(rollout)
     return forward(trainer, rollout, slice(0, len(rollout.lengths)))
 
