@@ -26,6 +26,30 @@ def check_models(
         raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
 
 
+def check_additions(
+    args: PPOConfig,
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    value_model: nn.Module | None,
+    pretrain_dataset: Any,
+) -> None:
+    """Raise ValueError where an option asks for what the other arguments do not give."""
+    if args.advantage_estimator != "gae" and value_model is not None:
+        raise ValueError(
+            f"advantage_estimator={args.advantage_estimator!r} has no critic: leave value_model out, or use 'gae'"
+        )
+    if args.ref_reset_steps is not None and ref_model is None and is_peft(model):
+        raise ValueError(
+            "ref_reset_steps changes the reference, which here is the policy's own base with the adapter off: pass a "
+            "ref_model, or leave ref_reset_steps out"
+        )
+    if bool(args.ptx_coef) != (pretrain_dataset is not None):
+        raise ValueError(
+            f"ptx_coef is {args.ptx_coef} and pretrain_dataset is "
+            f"{'missing' if pretrain_dataset is None else 'given'}: they go together"
+        )
+
+
 def check_policy(model: nn.Module, ref_model: nn.Module | None, ref_adapter: str | None) -> None:
     """Raise ValueError unless the policy gives log-probabilities from hidden states, and has a reference to compare."""
     check_language_model_head(model)

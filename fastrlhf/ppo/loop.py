@@ -1,24 +1,22 @@
-"""The PPO loop. It reads like the algorithm; what a line means is in the function that it calls."""
+"""The loop. It reads like the algorithm; what a line means is in the function or method that it calls."""
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrlhf.kernels import ppo_loss
 from fastrlhf.models.actor_critic import reference_logprobs
-from fastrlhf.ppo.experience import Experience, make_experience
+from fastrlhf.ppo.experience import Evaluation, Experience
 from fastrlhf.ppo.rollout import Rollout
-from fastrlhf.ppo.stats import UpdateStats
 
 if TYPE_CHECKING:
-    from fastrlhf.ppo.trainer import PPOTrainer
+    from fastrlhf.ppo.online import OnlineTrainer
 
 
-def run(trainer: PPOTrainer) -> None:
+def run(trainer: OnlineTrainer) -> None:
     """Train until the last step, or until a callback or a signal ends the run."""
     for prompts in trainer.prompt_batches():
         clock = Clock(trainer)
@@ -31,8 +29,8 @@ def run(trainer: PPOTrainer) -> None:
         with clock.phase("evaluate"):
             experience = evaluate(trainer, rollout, scores)
         with clock.phase("update"):
-            stats = UpdateStats(padded=trainer.args.padded_averages)
-            for epoch in range(trainer.args.num_ppo_epochs):
+            stats = trainer.new_stats()
+            for epoch in range(trainer.plan.epochs):
                 for rows in trainer.minibatches(epoch):
                     update(trainer, experience, rows, stats)
 
@@ -41,92 +39,66 @@ def run(trainer: PPOTrainer) -> None:
 
 
 @torch.no_grad()
-def evaluate(trainer: PPOTrainer, rollout: Rollout, scores: torch.Tensor) -> Experience:
-    """Log-probabilities and values of the rollout under policy, reference and critic; rewards and advantages."""
-    args, rows = trainer.args, len(rollout.lengths)
+def evaluate(trainer: OnlineTrainer, rollout: Rollout, scores: Any) -> Experience:
+    """What policy, reference and critic say of the rollout, as far as it is needed; rewards and advantages."""
+    args, needs = trainer.args, trainer.needs
     shape, device = rollout.response_ids.shape, rollout.response_ids.device
-    logprobs, ref_logprobs, values = (torch.zeros(shape, device=device) for _ in range(3))
+    logprobs, ref_logprobs, values = found = Evaluation(
+        *(torch.zeros(shape, device=device) if needed else None for needed in needs)
+    )
     reuses = trainer.reuses_rollout_logprobs and rollout.sampled_logprobs is not None
-    if reuses:
-        logprobs = torch.where(rollout.mask, rollout.sampled_logprobs, 0.0)
+    if needs.logprobs and reuses:
+        logprobs.copy_(torch.where(rollout.mask, rollout.sampled_logprobs, 0.0))
     trainer.frozen_states.begin()
-    for start in range(0, rows, args.local_rollout_forward_batch_size):
+    evaluates_policy = needs.logprobs and not reuses
+    if not (evaluates_policy or needs.ref_logprobs or needs.values):
+        return trainer.make_experience(rollout, scores, found)
+    for start in range(0, len(rollout.lengths), args.local_rollout_forward_batch_size):
         some = slice(start, start + args.local_rollout_forward_batch_size)
         with trainer.autocast():
             responses = trainer.frozen_states.enter(rollout.responses(some), some)
             width = responses.mask.shape[1]
-            if reuses:
-                values[some, :width] = trainer.model.values(responses)
-            else:
+            if evaluates_policy:
                 output = trainer.model(responses, args.temperature)
-                logprobs[some, :width], values[some, :width] = output.logprobs, output.values
-            with trainer.reference() as reference:
-                ref = reference_logprobs(
-                    reference,
-                    responses,
-                    args.temperature,
-                    packing=args.packing,
-                    shares_bottom=trainer.reference_shares_bottom,
-                )
-        ref_logprobs[some, :width] = ref
-    return make_experience(
-        rollout,
-        scores,
-        logprobs,
-        ref_logprobs,
-        values,
-        kl_coef=trainer.kl_controller.kl_coef,
-        kl_estimator=args.kl_estimator,
-        reward_position=args.reward_position,
-        whiten_rewards=args.whiten_rewards,
-        gamma=args.gamma,
-        lam=args.lam,
-        correction_cap=args.rollout_correction_cap,
-    )
+                logprobs[some, :width] = output.logprobs
+                if needs.values:
+                    values[some, :width] = output.values
+            elif needs.values:
+                values[some, :width] = trainer.model.values(responses)
+            if needs.ref_logprobs:
+                with trainer.reference() as reference:
+                    ref_logprobs[some, :width] = reference_logprobs(
+                        reference,
+                        responses,
+                        args.temperature,
+                        packing=args.packing,
+                        shares_bottom=trainer.reference_shares_bottom,
+                    )
+    return trainer.make_experience(rollout, scores, found)
 
 
-def update(trainer: PPOTrainer, experience: Experience, rows: torch.Tensor, stats: UpdateStats) -> None:
+def update(trainer: OnlineTrainer, experience: Experience, rows: torch.Tensor, stats: Any) -> None:
     """One optimizer update on the minibatch `rows`, its gradient added up over micro-batches."""
     args, rollout = trainer.args, experience.rollout
-    mask, state_mask = rollout.mask, rollout.state_mask
-    denominator, value_denominator = mask[rows].sum(), state_mask[rows].sum()
+    denominators = trainer.denominators(experience, rows)
     trainer.optimizer.zero_grad(set_to_none=True)
     for some in rows.split(args.per_device_train_batch_size):
-        responses = rollout.responses(some, everywhere=args.padded_averages)
-        columns = slice(responses.mask.shape[1])
+        responses = rollout.responses(some, everywhere=trainer.counts_padding)
         with trainer.autocast():
             responses = trainer.frozen_states.enter(responses, some)
             output = trainer.model(responses, args.temperature)
-        loss = ppo_loss(
-            output.logprobs,
-            experience.logprobs[some, columns],
-            experience.advantages[some, columns],
-            mask[some, columns],
-            values=output.values,
-            old_values=experience.values[some, columns],
-            returns=experience.returns[some, columns],
-            value_mask=state_mask[some, columns],
-            entropy=output.entropy,
-            weights=None if experience.weights is None else experience.weights[some, columns],
-            denominator=denominator,
-            value_denominator=value_denominator,
-            cliprange=args.cliprange,
-            cliprange_high=args.cliprange_high,
-            dual_clip=args.dual_clip,
-            log_ratio_clamp=args.log_ratio_clamp,
-            cliprange_value=args.cliprange_value,
-            vf_coef=args.vf_coef,
-            entropy_coef=args.entropy_coef,
-        )
+        loss = trainer.loss(output, experience, some, denominators)
         loss.loss.backward()
-        stats.add(loss, output.entropy.detach(), experience.logprobs.shape[1] * len(some))
+        stats.add(loss, output.entropy.detach(), rollout.response_ids.shape[1] * len(some))
+    for loss in trainer.pretraining_losses(len(rows)):
+        loss.backward()
     stats.end_minibatch(*trainer.optimizer_step(stats.minibatch_loss))
 
 
 class Clock:
     """Seconds of each phase of one step, told to the trainer's listeners as they begin."""
 
-    def __init__(self, trainer: PPOTrainer):
+    def __init__(self, trainer: OnlineTrainer):
         self.trainer = trainer
         self.began = time.perf_counter()
         self._phases: dict[str, float] = {}

@@ -73,6 +73,18 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
+@torch.no_grad()
+def mix_reference(policy: nn.Module, reference: nn.Module, alpha: float) -> None:
+    """Move the reference's weights towards the policy's: `alpha policy + (1 - alpha) reference`.
+
+    Source: Gorbatovski et al., "Learn your reference model for real good alignment" (2024), eq. 8.
+    """
+    theirs = dict(base_model(policy).named_parameters())
+    for name, parameter in base_model(reference).named_parameters():
+        if parameter.data_ptr() != theirs[name].data_ptr():  # not one that is frozen, and shared
+            parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)
+
+
 class HasRoles:
     """The part of a trainer that knows what its models are to each other."""
 
@@ -87,7 +99,7 @@ class HasRoles:
                 module.to(self.args.device)
         if self.args.gradient_checkpointing:
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            for module in (self.policy_model, self.value_model):
+            for module in filter(None, (self.policy_model, self.value_model)):
                 checkpoint_activations(module, kwargs)
 
     def offload_models(self) -> None:

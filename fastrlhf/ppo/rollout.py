@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ class Rollout:
         response_ids: `[B, R]`, cut after the first stop token and padded.
         lengths: `[B]`: tokens of each response, its stop token included.
         sampled_logprobs: `[B, R]`, the generator's, or None where it did not keep them.
+        rows: the rows of the dataset that the prompts are of, where the collator keeps them; each has as many
+            responses, side by side.
     """
 
     prompt_ids: torch.Tensor
@@ -27,6 +30,7 @@ class Rollout:
     response_ids: torch.Tensor
     lengths: torch.Tensor
     sampled_logprobs: torch.Tensor | None = None
+    rows: list[dict[str, Any]] | None = None
 
     @property
     def mask(self) -> torch.Tensor:
