@@ -112,13 +112,15 @@ def make_experience(
         penalty=shaped.penalty,
         advantages=estimate.advantages,
         returns=estimate.returns,
-        weights=_correction(logprobs, rollout, correction_cap),
+        weights=off_policy_correction(logprobs, rollout, correction_cap),
         mask=mask,
         state_mask=state_mask,
     )
 
 
-def _correction(logprobs: torch.Tensor, rollout: Rollout, cap: float | None) -> torch.Tensor | None:
+def off_policy_correction(
+    logprobs: torch.Tensor | None, rollout: Rollout, cap: float | None
+) -> torch.Tensor | None:
     """Truncated importance weights: min(p_trainer / p_generator, cap) of each sampled token.
 
     Source: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025).
