@@ -53,11 +53,11 @@ def rloo_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     return _of_groups(rewards, scored & (others > 0), group_size, "rloo")
 
 
-def is_flat(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """`[groups]`, bool: whether the rewards of a group that are not NaN are all the same."""
+def have_signal(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    """`[groups]`, bool: whether a group has two different rewards (NaN is none)."""
     groups = rewards.view(-1, group_size)
     low, high = groups.nan_to_num(nan=torch.inf).amin(dim=1), groups.nan_to_num(nan=-torch.inf).amax(dim=1)
-    return high - low < 1e-8
+    return high - low > 1e-8
 
 
 def standardised(values: torch.Tensor) -> torch.Tensor:

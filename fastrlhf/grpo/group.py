@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from fastrlhf.data.prompts import ensure_pad_token
-from fastrlhf.grpo.advantages import is_flat, total_rewards
+from fastrlhf.grpo.advantages import have_signal, total_rewards
 from fastrlhf.grpo.arguments import (
     check_dropout,
     end_tokens,
@@ -223,7 +223,7 @@ class GroupTrainer(OnlineTrainer):
         total = total_rewards(rewards, self.scorer.weights.to(mask.device))
         shaped = self.shaped(total, found, mask)
         if args.skip_flat_groups:
-            mask = mask & ~is_flat(total, group).repeat_interleave(group)[:, None]
+            mask = mask & have_signal(total, group).repeat_interleave(group)[:, None]
         return GroupExperience(
             rollout=rollout,
             scored=scores,
@@ -311,7 +311,7 @@ class GroupTrainer(OnlineTrainer):
 
     def _reward_measures(self, scored: Scored, shaped: torch.Tensor, copies: int) -> dict[str, float]:
         total = total_rewards(scored.rewards, self.scorer.weights)
-        return reward_measures(scored.rewards, total, self.scorer.names, is_flat(shaped.cpu(), copies))
+        return reward_measures(scored.rewards, total, self.scorer.names, shaped.cpu().view(-1, copies))
 
     def carried(self) -> dict[str, Any]:
         """What has not been logged yet."""

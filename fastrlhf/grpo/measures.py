@@ -30,13 +30,13 @@ def length_measures(rollout: Rollout, truncated: torch.Tensor) -> dict[str, floa
 
 
 def reward_measures(
-    rewards: torch.Tensor, total: torch.Tensor, names: list[str], flat: torch.Tensor
+    rewards: torch.Tensor, total: torch.Tensor, names: list[str], groups: torch.Tensor
 ) -> dict[str, float]:
     """Mean and deviation of each reward and of their weighted sum, over the completions that have one.
 
     Args:
         rewards, total: `[B, rewards]` and `[B]`, NaN where there is none.
-        flat: which groups (or completions) have rewards that are all the same.
+        groups: `[groups, completions]`, the rewards as they are compared; a group is flat where they are all the same.
     """
     found = {}
     for name, column in zip(names, rewards.cpu().unbind(dim=1), strict=True):
@@ -47,7 +47,7 @@ def reward_measures(
         **found,
         "reward": total.nanmean().item(),
         "reward_std": deviation(total).item(),
-        "frac_reward_zero_std": flat.float().mean().item(),
+        "frac_reward_zero_std": (deviation(groups, dim=1) < 1e-8).float().mean().item(),
     }
 
 

@@ -86,7 +86,15 @@ def mix_reference(policy: nn.Module, reference: nn.Module, alpha: float) -> None
 
 
 class HasRoles:
-    """The part of a trainer that knows what its models are to each other."""
+    """The part of a trainer that knows what its models are to each other.
+
+    Attributes:
+        model_adapter_name, ref_adapter_name: the adapters of a PEFT policy that are the policy and its reference;
+            None: its only one, and the bare base.
+    """
+
+    model_adapter_name: str | None = None
+    ref_adapter_name: str | None = None
 
     def place_models(self) -> None:
         """Frozen models in evaluation mode, all without dropout, all on the device."""
@@ -135,9 +143,7 @@ class HasRoles:
         if self.ref_model is not None:
             yield self.ref_model
         else:
-            with reference_mode(
-                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
-            ) as model:
+            with reference_mode(self.policy_model, self.ref_adapter_name, self.model_adapter_name) as model:
                 yield model
 
     @property

@@ -118,6 +118,7 @@ class PPOTrainer(ShowsCompletions, OnlineTrainer):
         has_critic = args.advantage_estimator == "gae"
         self.needs = Needs(logprobs=True, ref_logprobs=True, values=has_critic)
         self.total_epochs = args.total_episodes / (len(train_dataset) * args.num_generations)
+        self.model_adapter_name, self.ref_adapter_name = args.model_adapter_name, args.ref_adapter_name
         self.reward_model = reward_model
         self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)

@@ -1,7 +1,8 @@
-"""What both sides of a GRPO or RLOO comparison are given: prompts, completions with every way to end, options, rewards."""
+"""What both sides of a GRPO or RLOO comparison are given: prompts, completions of every length, options and rewards."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Case:
-    """One run of both trainers; the reference is another model where there is one, but for an adapter."""
+    """One run of both trainers; the reference is another model where there is one, but for an adapter.
+
+    `even` prompts are of one length: TRL counts padding as positions, which a model with absolute ones sees.
+    """
 
     trainer: str
     name: str
@@ -43,6 +47,7 @@ class Case:
     rewards: tuple[str, ...] = ("word_sum",)
     family: str = "llama"
     adapter: bool = False
+    even: bool = False
 
     @property
     def id(self) -> str:
@@ -68,7 +73,7 @@ KL = {"beta": 0.1}
 TWICE = {"num_iterations": 2, "learning_rate": 1e-2}
 GRPO = [
     Case("grpo", "default"),
-    Case("grpo", "gpt2", KL, family="gpt2"),
+    Case("grpo", "gpt2", {"disable_dropout": True, **KL}, family="gpt2", even=True),
     Case("grpo", "temperature", {"temperature": 0.7, **KL}),
     *(Case("grpo", kind, {"loss_type": kind, **KL}) for kind in ("grpo", "dr_grpo", "bnpo", "dapo")),
     Case("grpo", "gspo", {"loss_type": "grpo", "importance_sampling_level": "sequence", **TWICE}),
@@ -160,12 +165,12 @@ def move_reference(trainer: Any, folder: Path) -> None:
         trainer.ref_model.load_state_dict(other.state_dict())
 
 
-def make_prompts() -> list[dict[str, Any]]:
-    """One row a prompt, of one to five words."""
+def make_prompts(even: bool) -> list[dict[str, Any]]:
+    """One row a prompt, of one to five words, or all of three."""
     random = torch.Generator().manual_seed(7)
     rows = []
     for row in range(ROLLOUTS * PROMPTS):
-        words = torch.randint(FIRST_WORD, VOCABULARY, (1 + row % 5,), generator=random)
+        words = torch.randint(FIRST_WORD, VOCABULARY, (3 if even else 1 + row % 5,), generator=random)
         rows.append({"prompt": " ".join(f"w{word}" for word in words.tolist()), "number": row})
     return rows
 
@@ -184,3 +189,8 @@ def make_completions() -> list[list[list[int]]]:
             ]
         )
     return rollouts
+
+
+def default(item: dataclasses.Field) -> str:
+    """What a field of a configuration is if it is not given."""
+    return "" if item.default is dataclasses.MISSING else repr(item.default)

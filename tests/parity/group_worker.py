@@ -1,6 +1,6 @@
 """Runs TRL 1.16's GRPO and RLOO trainers on the cases, in a process of its own: `python group_worker.py FOLDER`.
 
-Reads `FOLDER/models/`; writes `FOLDER/<case>.json` (the log) and `FOLDER/<case>.safetensors` (the policy's weights), and
+Reads `FOLDER/models/`; writes `FOLDER/<case>.json` (the log), `FOLDER/<case>.safetensors` (the policy's weights) and
 `FOLDER/signature.json`.
 """
 
@@ -20,6 +20,7 @@ from group_cases import (
     CASES,
     Case,
     adapter_config,
+    default,
     load_policy,
     load_rewards,
     make_completions,
@@ -39,7 +40,8 @@ def injected(trainer: type) -> type:
 
     class Injected(trainer):
         def _generate_single_turn(self, *args, **kwargs):
-            return next(self.completions), None
+            completion_ids = next(self.completions)
+            return completion_ids if isinstance(self, RLOOTrainer) else (completion_ids, None)
 
     return Injected
 
@@ -51,7 +53,7 @@ def run_case(case: Case, root: Path) -> None:
     trainer = injected(trainer_class)(
         model=load_policy(models),
         args=config_class(output_dir=str(root / case.id), **case.arguments),
-        train_dataset=Dataset.from_list(make_prompts()),
+        train_dataset=Dataset.from_list(make_prompts(case.even)),
         processing_class=AutoTokenizer.from_pretrained(models / "policy"),
         peft_config=adapter_config() if case.adapter else None,
         **load_rewards(case, models),
@@ -71,7 +73,7 @@ def signatures() -> dict:
     return {
         name: {
             "trainer": list(inspect.signature(trainer.__init__).parameters),
-            "fields": {item.name: repr(item.default) for item in dataclasses.fields(config)},
+            "fields": {item.name: default(item) for item in dataclasses.fields(config)},
         }
         for name, (trainer, config) in SIDES.items()
     }
