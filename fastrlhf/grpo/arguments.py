@@ -68,7 +68,7 @@ def load_rewards(
     ]
     tokenizers = [None] * len(functions) if processing_classes is None else as_list(processing_classes)
     return functions, [
-        _reward_tokenizer(function, tokenizer) if isinstance(function, nn.Module) else None
+        _reward_tokenizer(function, tokenizer, args) if isinstance(function, nn.Module) else None
         for function, tokenizer in zip(functions, tokenizers, strict=False)
     ] + [None] * (len(tokenizers) - len(functions))
 
@@ -83,6 +83,17 @@ def check_dropout(model: nn.Module) -> None:
                     f"{name or type(module).__name__} of the model has dropout ({key}={value}), which is not "
                     "supported here: set disable_dropout=True, or lora_dropout=0"
                 )
+
+
+def check_router(model: nn.Module, args: GroupConfig) -> None:
+    """Raise ValueError where TRL would add a mixture of experts' load-balancing loss."""
+    config = base_model(model).config.get_text_config()
+    coef = getattr(config, "router_aux_loss_coef", 0.0)
+    if hasattr(config, "output_router_logits") and coef and args.router_aux_loss_coef is None:
+        raise ValueError(
+            f"{type(base_model(model)).__name__} has a load-balancing loss (router_aux_loss_coef={coef}), which is not "
+            "supported: set router_aux_loss_coef=0.0 to train without"
+        )
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
@@ -101,10 +112,12 @@ def _init_kwargs(args: GroupConfig) -> dict[str, Any]:
     }
 
 
-def _reward_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
+def _reward_tokenizer(model: nn.Module, tokenizer: Any, args: GroupConfig) -> Any:
     config = base_model(model).config
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(config._name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(
+            config._name_or_path, trust_remote_code=args.trust_remote_code
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id

@@ -69,7 +69,7 @@ class GroupConfig(TrainingArguments):
         None, "Completions of each prompt in evaluation; num_generations if None."
     )
     max_completion_length: int | None = option(512, "Longest completion, in tokens.")
-    ds3_gather_for_generation: bool = _as_in_ppo("ds3_gather_for_generation")
+    ds3_gather_for_generation: bool = option(True, "Not supported, as DeepSpeed.")
     shuffle_dataset: bool | None = option(True, "Shuffle the prompts in every epoch.")
     pad_to_multiple_of: int | str | None = option(
         "auto", "Not supported but as 'auto' or None: nothing is computed on padding."
@@ -121,7 +121,7 @@ class GroupConfig(TrainingArguments):
     log_completions: bool = option(
         False, "Print some completions with their rewards, and write all to a file, at each log."
     )
-    log_multimodal: bool = option(True, "Kept for TRL's scripts: there are no images.")
+    log_multimodal: bool = option(True, "Not supported: there are no images.")
     num_completions_to_print: int | None = option(None, "How many are printed; all if None.")
     log_unique_prompts: bool = option(False, "Log one completion of each prompt alone.")
     use_transformers_continuous_batching: bool = option(
@@ -259,7 +259,7 @@ class GRPOConfig(GroupConfig):
     entropy_target: float = option(0.2, "Entropy of a token (nats) below which entropy_coef rises.")
     max_tool_calling_iterations: int | None = option(None, "Not supported: there are no tools.")
     vllm_importance_sampling_correction: bool = option(
-        True, "Kept for TRL's scripts: it is for vLLM alone (see rollout_correction_cap)."
+        True, "Not supported, as use_vllm (see rollout_correction_cap)."
     )
     vllm_importance_sampling_mode: str = option("sequence_mask", "Not supported, as use_vllm.")
     vllm_importance_sampling_clip_max: float | None = option(3.0, "Not supported, as use_vllm.")

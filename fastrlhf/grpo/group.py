@@ -19,6 +19,7 @@ from fastrlhf.data.prompts import ensure_pad_token
 from fastrlhf.grpo.advantages import have_signal, total_rewards
 from fastrlhf.grpo.arguments import (
     check_dropout,
+    check_router,
     end_tokens,
     load_policy,
     load_rewards,
@@ -75,6 +76,7 @@ class GroupTrainer(OnlineTrainer):
         )
         had_adapter = is_peft(model)
         model = prepare_policy(args, model, None, None, functions, peft_config)
+        check_router(model, args)
         if not args.disable_dropout:
             check_dropout(model)
         # an adapter that was there before is part of what the reference is

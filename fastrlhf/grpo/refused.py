@@ -47,6 +47,9 @@ REFUSED: dict[str, str] = {
         ),
         _BATCHING,
     ),
+    "ds3_gather_for_generation": "it is DeepSpeed's, which is not supported",
+    "log_multimodal": "there are no images to log",
+    "vllm_importance_sampling_correction": f"{_VLLM} (see rollout_correction_cap)",
     "router_aux_loss_coef": "the load-balancing loss of mixtures of experts is not computed",
     "cast_lm_head_to_fp32": "log-probabilities are computed in float32 from the head's own weight",
     "pad_to_multiple_of": "nothing is computed on padding",
@@ -102,8 +105,8 @@ REFUSED: dict[str, str] = {
     "hub_strategy": _HUB,
 }
 
-# what transformers makes of a default, and another way to say it
-_ALSO: dict[str, tuple] = {"debug": ([],), "pad_to_multiple_of": (None,)}
+# what transformers makes of a default, and another way to say no
+_ALSO: dict[str, tuple] = {"debug": ([],), "pad_to_multiple_of": (None,), "router_aux_loss_coef": (0.0,)}
 
 
 def check_refused(args: Any) -> None:
