@@ -23,10 +23,14 @@ class LearnedFrom(NamedTuple):
 
 @dataclass
 class Scored:
-    """Completions with their rewards: `[B, rewards]`, NaN where a reward has nothing to say."""
+    """Completions with what is said of them, on the device.
+
+    rewards: `[B, rewards]`, NaN where a reward has nothing to say; truncated: `[B]`, bool: those without an end token.
+    """
 
     completed: Completed
     rewards: torch.Tensor
+    truncated: torch.Tensor
 
 
 @dataclass

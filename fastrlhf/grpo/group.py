@@ -112,6 +112,7 @@ class GroupTrainer(OnlineTrainer):
         )
         self.stop_token_ids = end_tokens(model, tokenizer)
         self.scorer = rewards
+        rewards.weights = rewards.weights.to(args.device)
         self.needs = Needs(
             logprobs=self.plan.updates > 1 or self.kl_in_reward or args.rollout_correction_cap is not None,
             ref_logprobs=args.beta != 0,
@@ -213,16 +214,15 @@ class GroupTrainer(OnlineTrainer):
                 f"every reward gave None for completion {row} (prompt {prompts[row]!r}): nothing is learned from it",
                 stacklevel=2,
             )
-        return Scored(completed, rewards)
+        return Scored(completed, rewards.to(self.args.device), self._truncated(rollout))
 
     def make_experience(self, rollout: Rollout, scores: Scored, found: Evaluation) -> GroupExperience:
         """Rewards made into advantages, and the tokens that are learned from."""
         args, group = self.args, self.plan.num_generations
-        mask, truncated = rollout.mask, self._truncated(rollout)
+        mask = rollout.mask
         if args.mask_truncated_completions:
-            mask = mask & ~truncated[:, None]
-        rewards = scores.rewards.to(mask.device)
-        total = total_rewards(rewards, self.scorer.weights.to(mask.device))
+            mask = mask & ~scores.truncated[:, None]
+        total = total_rewards(scores.rewards, self.scorer.weights)
         shaped = self.shaped(total, found, mask)
         if args.skip_flat_groups:
             mask = mask & have_signal(total, group).repeat_interleave(group)[:, None]
@@ -230,7 +230,7 @@ class GroupTrainer(OnlineTrainer):
             rollout=rollout,
             scored=scores,
             shaped=shaped,
-            advantages=self.advantages(rewards, shaped),
+            advantages=self.advantages(scores.rewards, shaped),
             mask=mask,
             logprobs=found.logprobs,
             ref_logprobs=found.ref_logprobs,
@@ -289,7 +289,7 @@ class GroupTrainer(OnlineTrainer):
         self.pending.add(
             {
                 "num_tokens": self.state.num_input_tokens_seen,
-                **length_measures(rollout, self._truncated(rollout)),
+                **length_measures(rollout, experience.scored.truncated),
                 **self._reward_measures(experience.scored, experience.shaped, self.plan.num_generations),
                 "step_time": seconds["step"] / self.updates_made,
                 "train/skipped_updates": self.guard.skipped,
@@ -355,7 +355,7 @@ class GroupTrainer(OnlineTrainer):
             rollout = self.rollout(batch, copies=copies)
             scored = self.score(rollout)
             total = total_rewards(scored.rewards, self.scorer.weights)
-            gathered.add(length_measures(rollout, self._truncated(rollout)))
+            gathered.add(length_measures(rollout, scored.truncated))
             gathered.add(self._reward_measures(scored, total, copies))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in gathered.flush().items()}
         self.log(dict(metrics))

@@ -115,8 +115,7 @@ class GRPOTrainer(GroupTrainer):
         """`[B]`: each completion's, against its group."""
         args = self.args
         if args.multi_objective_aggregation == "normalize_then_sum":
-            weights = self.scorer.weights.to(rewards.device)
-            return decoupled_advantages(rewards, weights, args.num_generations)
+            return decoupled_advantages(rewards, self.scorer.weights, args.num_generations)
         return grpo_advantages(total, args.num_generations, args.scale_rewards)
 
     def loss(
