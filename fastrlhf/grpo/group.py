@@ -283,8 +283,7 @@ class GroupTrainer(OnlineTrainer):
             self.pending.add(metrics)
         if experience.kl is not None:
             self.pending.add({"kl": experience.kl.item()})
-        for name, values in experience.scored.completed.metrics.items():
-            self.pending.add({name: sum(values) / len(values)})
+        self.pending.add(experience.scored.completed.said())
         tokens = int(rollout.lengths.sum())
         self.pending.add(
             {
@@ -356,6 +355,7 @@ class GroupTrainer(OnlineTrainer):
             scored = self.score(rollout)
             total = total_rewards(scored.rewards, self.scorer.weights)
             gathered.add(length_measures(rollout, scored.truncated))
+            gathered.add(scored.completed.said())
             gathered.add(self._reward_measures(scored, total, copies))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in gathered.flush().items()}
         self.log(dict(metrics))

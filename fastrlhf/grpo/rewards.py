@@ -36,6 +36,10 @@ class Completed:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
+    def said(self) -> dict[str, float]:
+        """The mean of each metric that the reward functions gave."""
+        return {name: sum(values) / len(values) for name, values in self.metrics.items()}
+
     def columns(self) -> dict[str, list[Any]]:
         """The dataset's other columns."""
         names = [name for name in self.rows[0] if name not in ("prompt", "completion", "completion_ids")]
