@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fastrlhf.grpo.config import GroupConfig
-from fastrlhf.models.backbone import DROPOUT, base_model
+from fastrlhf.models.backbone import DROPOUT, base_model, is_peft
 from fastrlhf.ppo.arguments import as_list
 
 
@@ -83,6 +83,15 @@ def check_dropout(model: nn.Module) -> None:
                     f"{name or type(module).__name__} of the model has dropout ({key}={value}), which is not "
                     "supported here: set disable_dropout=True, or lora_dropout=0"
                 )
+
+
+def check_reference(args: GroupConfig, model: nn.Module, ref_model: nn.Module | None) -> None:
+    """Raise ValueError where the reference is to move, and is no model of its own."""
+    if args.sync_ref_model and is_peft(model) and ref_model is None:
+        raise ValueError(
+            "sync_ref_model moves the reference, which here is the policy's own base with the adapter off: leave "
+            "sync_ref_model or the adapter out"
+        )
 
 
 def check_router(model: nn.Module, args: GroupConfig) -> None:

@@ -15,7 +15,6 @@ LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "luspo")
 GENERATION_KWARGS = (
     "max_new_tokens",
     "min_new_tokens",
-    "temperature",
     "top_k",
     "top_p",
     "min_p",

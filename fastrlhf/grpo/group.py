@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from fastrlhf.data.prompts import ensure_pad_token
 from fastrlhf.grpo.advantages import have_signal, total_rewards
 from fastrlhf.grpo.arguments import (
     check_dropout,
+    check_reference,
     check_router,
     end_tokens,
     load_policy,
@@ -28,20 +27,22 @@ from fastrlhf.grpo.arguments import (
 from fastrlhf.grpo.completions import CompletionLog
 from fastrlhf.grpo.config import GroupConfig
 from fastrlhf.grpo.data import PromptRows, RowCollator, is_conversation
+from fastrlhf.grpo.evaluation import EvaluatesGroups
 from fastrlhf.grpo.experience import GroupExperience, Scored
 from fastrlhf.grpo.loss import Minibatch
 from fastrlhf.grpo.measures import Pending, length_measures, reward_measures
+from fastrlhf.grpo.plan import make_plan, sampling_settings
 from fastrlhf.grpo.rewards import Completed, Rewards
 from fastrlhf.grpo.stats import GroupStats
 from fastrlhf.models.backbone import base_model, context_length, is_peft
 from fastrlhf.ppo.arguments import check_policy
 from fastrlhf.ppo.experience import Evaluation, off_policy_correction
-from fastrlhf.ppo.online import Needs, OnlineTrainer, Plan
+from fastrlhf.ppo.online import Needs, OnlineTrainer
 from fastrlhf.ppo.roles import frozen_copy, mix_reference, prepare_policy
 from fastrlhf.ppo.rollout import Rollout
 
 
-class GroupTrainer(OnlineTrainer):
+class GroupTrainer(EvaluatesGroups, OnlineTrainer):
     """Train a language model by comparing completions of the same prompt."""
 
     response_length_name = "max_completion_length"
@@ -81,11 +82,7 @@ class GroupTrainer(OnlineTrainer):
             check_dropout(model)
         # an adapter that was there before is part of what the reference is
         ref_model = frozen_copy(model.to(args.device)) if had_adapter and args.beta else None
-        if args.sync_ref_model and is_peft(model) and not had_adapter:
-            raise ValueError(
-                "sync_ref_model moves the reference, which here is the policy's own base with the adapter off: leave "
-                "sync_ref_model or the adapter out"
-            )
+        check_reference(args, model, ref_model)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         self.pad_token_id = ensure_pad_token(tokenizer, vocab_size)
         check_policy(model, ref_model, None)
@@ -98,8 +95,8 @@ class GroupTrainer(OnlineTrainer):
             self._prompt_rows(dataset, name, model, tokenizer, args)
             for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
         )
-        self.plan = _plan(args, len(prompts))
-        self.total_epochs = self._epochs(self.plan.rollouts, len(prompts))
+        self.plan = make_plan(args, len(prompts))
+        self.total_epochs = self._epochs(self.plan.steps / self.plan.updates, len(prompts))
         super().__init__(
             model=model,
             args=args,
@@ -153,7 +150,7 @@ class GroupTrainer(OnlineTrainer):
                 for key, part in dataset.items()
             }
         rows = PromptRows(dataset, tokenizer, args.chat_template_kwargs or {}, name)
-        rows.check(context_length(model), _sampling(args)["max_new_tokens"])
+        rows.check(context_length(model), sampling_settings(args)["max_new_tokens"])
         return rows
 
     @property
@@ -169,7 +166,7 @@ class GroupTrainer(OnlineTrainer):
     @property
     def sampling(self) -> dict[str, Any]:
         """Settings of the generator."""
-        return {**_sampling(self.args), "stop_token_ids": self.stop_token_ids}
+        return {**sampling_settings(self.args), "stop_token_ids": self.stop_token_ids}
 
     def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:
         """Rows of each minibatch, until the run's last update."""
@@ -177,7 +174,7 @@ class GroupTrainer(OnlineTrainer):
             if self.state.global_step + self.updates_made < self.plan.steps:
                 yield rows
 
-    def _epochs(self, rollouts: int, prompts: int) -> float:
+    def _epochs(self, rollouts: float, prompts: int) -> float:
         return rollouts * (self.plan.rows // self.plan.num_generations) / prompts
 
     # A step
@@ -321,82 +318,3 @@ class GroupTrainer(OnlineTrainer):
     def carry(self, reached: dict[str, Any]) -> None:
         """Take up what `carried` gave."""
         self.pending = Pending(reached["pending"])
-
-    # Evaluation
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader | None:
-        """Batches of prompts of `eval_dataset`, in its order; None without one."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            return None
-        copies = self.args.num_generations_eval or self.plan.num_generations
-        prompts = max(1, self.args.per_device_eval_batch_size // copies)
-        return DataLoader(dataset, batch_size=prompts, collate_fn=self.data_collator)
-
-    def show_completions_when_due(self) -> None:
-        """Evaluate where it is due."""
-        if self.control.should_evaluate:
-            self.evaluate()
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"):
-        """Rewards and lengths of completions of the whole `eval_dataset`, logged as `eval_reward` and so on."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, dict):
-            found = {}
-            for key, part in dataset.items():
-                found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{key}")
-            return found
-        loader = self.get_eval_dataloader(dataset)
-        if loader is None:
-            return {}
-        copies, gathered = self.args.num_generations_eval or self.plan.num_generations, Pending()
-        for batch in loader:
-            rollout = self.rollout(batch, copies=copies)
-            scored = self.score(rollout)
-            total = total_rewards(scored.rewards, self.scorer.weights)
-            gathered.add(length_measures(rollout, scored.truncated))
-            gathered.add(scored.completed.said())
-            gathered.add(self._reward_measures(scored, total, copies))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in gathered.flush().items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-def _sampling(args: GroupConfig) -> dict[str, Any]:
-    return {
-        "max_new_tokens": args.max_completion_length,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p or 0.0,
-        "repetition_penalty": args.repetition_penalty,
-        **(args.generation_kwargs or {}),
-    }
-
-
-def _plan(args: GroupConfig, prompts: int) -> Plan:
-    """How the run goes over so many prompts.
-
-    Raises:
-        ValueError: fewer prompts than a rollout has.
-    """
-    of_rollout = args.generation_batch_size // args.num_generations
-    if prompts < of_rollout:
-        raise ValueError(
-            f"train_dataset has {prompts} rows, fewer than the {of_rollout} of one rollout (generation_batch_size="
-            f"{args.generation_batch_size}, num_generations={args.num_generations}): make it smaller or add prompts"
-        )
-    minibatch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    updates = args.num_iterations * (args.generation_batch_size // minibatch)
-    steps = args.max_steps
-    if steps <= 0:
-        steps = math.ceil(args.num_train_epochs * (prompts // of_rollout) * updates)
-    return Plan(
-        rollouts=math.ceil(steps / updates),
-        rows=args.generation_batch_size,
-        num_generations=args.num_generations,
-        epochs=args.num_iterations,
-        minibatch_rows=minibatch,
-        steps=steps,
-    )

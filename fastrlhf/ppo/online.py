@@ -6,6 +6,7 @@ What is learned from a rollout, and by which loss, is for the trainers made of i
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import warnings
 from abc import abstractmethod
@@ -36,15 +37,15 @@ from fastrlhf.ppo.sampling import Samples
 
 
 class Plan(NamedTuple):
-    """How a run goes: `rollouts` of `rows` responses, `num_generations` to a prompt, each learned from in `epochs`
-    passes over minibatches of `minibatch_rows`. `steps` is what `max_steps` of transformers counts."""
+    """How a run goes: rollouts of `rows` responses, `num_generations` to a prompt, each learned from in `epochs` passes
+    over minibatches of `minibatch_rows`; `steps` is what `max_steps` counts, `steps_per_rollout` of them a rollout."""
 
-    rollouts: int
     rows: int
     num_generations: int
     epochs: int
     minibatch_rows: int
     steps: int
+    steps_per_rollout: int
 
     @property
     def updates(self) -> int:
@@ -156,9 +157,7 @@ class OnlineTrainer(Samples, HasRoles, Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of prompts without end, in the order that the seed decides."""
         prompts = self.plan.rows // self.plan.num_generations
-        order = PromptOrder(
-            len(self.train_dataset), prompts, self.data_seed, shuffle=bool(self.shuffles_prompts)
-        )
+        order = PromptOrder(len(self.train_dataset), prompts, self.data_seed, shuffle=self.shuffles_prompts)
         return DataLoader(
             self.train_dataset,
             batch_sampler=order,
@@ -183,7 +182,8 @@ class OnlineTrainer(Samples, HasRoles, Trainer):
 
     def prompt_batches(self) -> Iterator[dict[str, Any]]:
         """The batches of the rollouts that are still to do, skipping those that a resumed run has done."""
-        numbers = range(self.rollouts_done, self.plan.rollouts)
+        to_do = math.ceil((self.plan.steps - self.state.global_step) / self.plan.steps_per_rollout)
+        numbers = range(self.rollouts_done, self.rollouts_done + to_do)
         return numbered_batches(self.get_train_dataloader(), numbers, self.data_seed)
 
     def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:

@@ -108,12 +108,12 @@ class PPOTrainer(ShowsCompletions, OnlineTrainer):
         )
         self.stop_token_ids = stop_tokens(args, processing_class)
         self.plan = Plan(
-            rollouts=args.num_total_batches,
             rows=args.local_batch_size,
             num_generations=args.num_generations,
             epochs=args.num_ppo_epochs,
             minibatch_rows=args.local_mini_batch_size,
             steps=args.num_total_batches,
+            steps_per_rollout=1,
         )
         has_critic = args.advantage_estimator == "gae"
         self.needs = Needs(logprobs=True, ref_logprobs=True, values=has_critic)
