@@ -141,6 +141,9 @@ class GroupConfig(TrainingArguments):
     trainable_layers: int | None = _as_in_ppo("trainable_layers")
     frozen_states_bytes: str = _as_in_ppo("frozen_states_bytes")
     packed_weight_bytes: str = _as_in_ppo("packed_weight_bytes")
+    device_memory: str | None = _as_in_ppo("device_memory")
+    host_memory: str | None = _as_in_ppo("host_memory")
+    offload_dir: str | None = _as_in_ppo("offload_dir")
     keep_last: int | None = _as_in_ppo("keep_last")
     max_skipped_updates: int = _as_in_ppo("max_skipped_updates")
 
@@ -181,6 +184,10 @@ class GroupConfig(TrainingArguments):
             )
         if self.sync_ref_model and not self.beta:
             raise ValueError("sync_ref_model moves the reference, and with beta=0 there is none: set beta")
+        if self.sync_ref_model and self.device_memory is not None:
+            raise ValueError(
+                "sync_ref_model and device_memory are set: a reference that may be away cannot be moved"
+            )
         unknown = set(self.generation_kwargs or ()) - set(GENERATION_KWARGS)
         if unknown:
             raise ValueError(

@@ -81,7 +81,7 @@ class GroupTrainer(EvaluatesGroups, OnlineTrainer):
         if not args.disable_dropout:
             check_dropout(model)
         # an adapter that was there before is part of what the reference is
-        ref_model = frozen_copy(model.to(args.device)) if had_adapter and args.beta else None
+        ref_model = frozen_copy(model, args) if had_adapter and args.beta else None
         check_reference(args, model, ref_model)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         self.pad_token_id = ensure_pad_token(tokenizer, vocab_size)

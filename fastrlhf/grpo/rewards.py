@@ -125,7 +125,7 @@ class Rewards:
     ) -> torch.Tensor:
         """`[B]`: the model's output at the last token of prompt and completion, as its own tokenizer reads them."""
         texts = self._texts(tokenizer, completed)
-        device = next(model.parameters()).device
+        device = self.weights.device  # the models' may be away from theirs
         scores = []
         for start in range(0, len(texts), batch_size):
             batch = tokenizer(

@@ -129,7 +129,7 @@ class OnlineTrainer(Samples, HasRoles, Trainer):
         args = self.args
         self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
         if self.needs.ref_logprobs and ref_model is None and not is_peft(model):
-            self.ref_model = frozen_copy(model if args.device_memory else model.to(args.device))
+            self.ref_model = frozen_copy(model, args)
         self.model = ActorCritic(
             model, value_model, detach_value=detach_value, packing=args.packing, entropy_grad=entropy_grad
         )

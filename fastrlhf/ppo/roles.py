@@ -67,8 +67,10 @@ def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Modul
         freeze_below(value_model, trainable_layers)
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy for a reference; what does not train in `model` is not copied, but shared."""
+def frozen_copy(model: nn.Module, args: Any) -> nn.Module:
+    """A copy for a reference, on the device where nothing is to leave it; what does not train in `model` is not copied,
+    but shared."""
+    model = model if args.device_memory else model.to(args.device)
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared)
 

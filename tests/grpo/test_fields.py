@@ -127,6 +127,9 @@ APART = {
     "packed_weight_bytes",
     "max_skipped_updates",
     "fp16",
+    "device_memory",
+    "host_memory",
+    "offload_dir",
 }
 # where files, logs and processes go: transformers' own business, which its tests are of
 TRANSFORMERS = {
@@ -382,6 +385,26 @@ def test_packed_weight_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(roles, "limit_packed", given.append)
     group_trainer("grpo", tmp_path, packed_weight_bytes="2MB")
     assert given == [2_000_000] and packed.limit_packed is not roles.limit_packed
+
+
+@pytest.mark.parametrize("kind", SIDES)
+def test_little_memory(tmp_path, kind):
+    """Policy, reference and reward model move, and nothing changes."""
+
+    def run(name, **options):
+        given = {"reward_funcs": tiny_llama_classifier(5), "reward_processing_classes": tiny_tokenizer()}
+        trainer = group_trainer(kind, tmp_path / name, beta=0.1, **given, **options)
+        trainer.train()
+        log = [{n: v for n, v in row.items() if n != "step_time"} for row in metrics(trainer)]
+        return log, snapshot(trainer)["policy"], trainer.optimizer.manager.device_meter
+
+    *plenty, _ = run("plenty", device_memory="1GB")
+    *little, meter = run("little", device_memory="60kB", host_memory="2MB")
+    *disk, _ = run("disk", device_memory="60kB", offload_dir=str(tmp_path))
+    assert same(plenty, little) and same(plenty, disk)
+    assert meter.peak <= meter.capacity == 60_000
+    with pytest.raises(ValueError, match="a reference that may be away cannot be moved"):
+        group_config(kind, tmp_path, beta=0.1, sync_ref_model=True, device_memory="1GB")
 
 
 def test_max_skipped_updates(tmp_path):

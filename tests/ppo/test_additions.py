@@ -110,6 +110,7 @@ def test_a_critic_is_not_taken_for_none(tmp_path):
         ({"kl_in": "value"}, "kl_in is 'value', expected one of reward, loss"),
         ({"kl_in": "loss"}, "use kl_estimator='k3'"),
         ({"ref_reset_steps": 0}, "ref_reset_steps is 0"),
+        ({"ref_reset_steps": 1, "device_memory": "1GB"}, "a reference that may be away cannot be reset"),
         ({"reward_clip": 0.0}, "reward_clip is 0.0, expected more than 0"),
         ({"overlong_buffer": 7}, "overlong_buffer is 7, expected at most response_length=6"),
         ({"overlong_penalty": -1.0}, "overlong_penalty is -1.0"),
