@@ -27,7 +27,7 @@ class GRPOTrainer(GroupTrainer):
     """Train a language model by group-relative policy optimisation.
 
     Signature, defaults, methods and logged metrics are those of `trl==1.16.0`'s `GRPOTrainer`, so that a script written
-    for it runs when its import line changes; `docs/differences.md` lists where the two differ, and what is refused.
+    for it runs when its import line changes; `docs/grpo.md` lists where the two differ, and what is refused.
 
     Args:
         model: the policy, an `AutoModelForCausalLM`, a PEFT model around one, or a name or folder to read one from.
