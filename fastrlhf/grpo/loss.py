@@ -88,11 +88,12 @@ class GRPOLoss:
         policy = self._policy_loss(logprobs, old, log_ratio, advantages, mask, weight, share, denominator)
         loss, kl = policy, None
         if ref_logprobs is not None:
+            # the policy's own where the mask is false: what overflows there would make the gradient NaN
+            reference = torch.where(mask, ref_logprobs, logprobs.detach())
             if self.corrects_kl:
-                kl = weighted_kl(logprobs, ref_logprobs, log_ratio)
+                kl = weighted_kl(logprobs, reference, log_ratio)
             else:
-                kl = kl_estimate(logprobs, ref_logprobs, "k3")
-            kl = torch.where(mask, kl, 0.0)
+                kl = kl_estimate(logprobs, reference, "k3")
             loss = loss + self.beta * (share[:, None] * kl).sum() / denominator
         if entropy_coef:
             count = among.sum().clamp(min=1) * minibatch.micro_batches

@@ -144,6 +144,21 @@ def test_the_policy_that_sampled_is_this_one_if_no_other_is_given():
     torch.testing.assert_close(logprobs.grad, torch.where(MASK, -ADVANTAGES[:, None] / TOKENS, 0.0))
 
 
+@pytest.mark.parametrize("corrects_kl", [True, False])
+def test_what_is_masked_does_not_overflow(corrects_kl):
+    logprobs, old, ref, entropy, _ = tensors()
+    logprobs = torch.where(MASK, logprobs, -200.0).requires_grad_()
+    found = GRPOLoss(**DEFAULTS | {"beta": BETA, "corrects_kl": corrects_kl})(
+        ActorCriticOutput(logprobs, entropy, None),
+        LearnedFrom(old, ref, ADVANTAGES, MASK, None),
+        Minibatch(ROWS, torch.tensor(TOKENS), MICRO_BATCHES),
+        0.0,
+    )
+    found.loss.backward()
+    assert found.loss.isfinite() and logprobs.grad.isfinite().all()
+    assert not logprobs.grad[~MASK].any()
+
+
 def test_an_unknown_kind():
     logprobs, old, _, entropy, _ = tensors()
     with pytest.raises(ValueError, match="no loss is called 'cispo'"):
