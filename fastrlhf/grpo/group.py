@@ -35,7 +35,7 @@ from fastrlhf.grpo.plan import make_plan, sampling_settings
 from fastrlhf.grpo.rewards import Completed, Rewards
 from fastrlhf.grpo.stats import GroupStats
 from fastrlhf.models.backbone import base_model, context_length, is_peft
-from fastrlhf.ppo.arguments import check_policy
+from fastrlhf.ppo.arguments import check_policy, take_back_bfloat16
 from fastrlhf.ppo.experience import Evaluation, off_policy_correction
 from fastrlhf.ppo.online import Needs, OnlineTrainer
 from fastrlhf.ppo.roles import frozen_copy, mix_reference, prepare_policy
@@ -86,11 +86,7 @@ class GroupTrainer(EvaluatesGroups, OnlineTrainer):
         vocab_size = base_model(model).config.get_text_config().vocab_size
         self.pad_token_id = ensure_pad_token(tokenizer, vocab_size)
         check_policy(model, ref_model, None)
-        if args.bf16 and args.device.type == "cpu":
-            warnings.warn(
-                "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=3
-            )
-            args.bf16 = False
+        take_back_bfloat16(args)
         prompts, held_out = (
             self._prompt_rows(dataset, name, model, tokenizer, args)
             for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.models.frozen import bottom_pattern, depth_below
@@ -80,6 +81,13 @@ def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | Non
     if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
     return model
+
+
+def take_back_bfloat16(args: TrainingArguments) -> None:
+    """On a CPU, where bfloat16 would be slower, compute in float32 with a notice."""
+    if args.bf16 and args.device.type == "cpu":
+        warnings.warn("bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=4)
+        args.bf16 = False
 
 
 def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:

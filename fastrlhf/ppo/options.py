@@ -27,9 +27,8 @@ def settled(args: Any) -> Iterator[None]:
                 f"keep_last is {args.keep_last} and save_total_limit {args.save_total_limit}: set one of the two"
             )
         args.save_total_limit = args.keep_last
-    with (
-        warnings.catch_warnings()
-    ):  # the name is TRL's and ours to keep; transformers 5.23 has renamed its own
+    # the name is TRL's and ours to keep; transformers 5.23 has renamed its own
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
         yield
 

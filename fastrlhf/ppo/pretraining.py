@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -40,17 +41,26 @@ class Pretraining:
 
 
 def pretraining_losses(
-    policy: nn.Module, rows: list[torch.Tensor], micro_batch: int, packing: bool | None, device: torch.device
+    policy: nn.Module,
+    rows: list[torch.Tensor],
+    micro_batch: int,
+    packing: bool | None,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
 ) -> Iterator[torch.Tensor]:
     """Minus the mean log-probability of the tokens of all rows, in a scalar of each micro-batch's share.
 
     Source: Ouyang et al., "Training language models to follow instructions" (2022), eq. 2 (the second term).
+
+    Args:
+        autocast: of the forward.
     """
     tokens = sum(len(row) - 1 for row in rows)
     for start in range(0, len(rows), micro_batch):
         text = _as_responses(rows[start : start + micro_batch], device)
-        hidden = hidden_states(policy, text.input_ids, text.attention_mask, packing)
-        logprobs, _ = response_logprobs(policy, hidden, text, 1.0, entropy_grad=False)
+        with autocast():
+            hidden = hidden_states(policy, text.input_ids, text.attention_mask, packing)
+            logprobs, _ = response_logprobs(policy, hidden, text, 1.0, entropy_grad=False)
         yield -logprobs.sum() / tokens
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,14 @@ from fastrlhf.kernels import PPOLoss
 from fastrlhf.models.actor_critic import ActorCriticOutput
 from fastrlhf.models.backbone import base_model, context_length, hidden_size
 from fastrlhf.models.heads import ValueHead
-from fastrlhf.ppo.arguments import as_list, check_additions, check_models, check_policy, stop_tokens
+from fastrlhf.ppo.arguments import (
+    as_list,
+    check_additions,
+    check_models,
+    check_policy,
+    stop_tokens,
+    take_back_bfloat16,
+)
 from fastrlhf.ppo.batches import resolve_batch_sizes
 from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
@@ -84,11 +90,7 @@ class PPOTrainer(ShowsCompletions, OnlineTrainer):
         vocab_size = base_model(model).config.get_text_config().vocab_size
         self.pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
-        if args.bf16 and args.device.type == "cpu":
-            warnings.warn(
-                "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
-            )
-            args.bf16 = False
+        take_back_bfloat16(args)
 
         train_dataset = tokenize_prompts(train_dataset, processing_class)
         eval_dataset = tokenize_prompts(eval_dataset, processing_class, "eval_dataset")
@@ -217,12 +219,16 @@ class PPOTrainer(ShowsCompletions, OnlineTrainer):
         if self.pretraining is None:
             return
         batch = self.pretraining.batch(next(self.update_numbers), rows)
-        micro_batch = self.args.per_device_train_batch_size
-        with self.autocast():
-            for loss in pretraining_losses(
-                self.policy_model, batch, micro_batch, self.args.packing, self.args.device
-            ):
-                yield self.args.ptx_coef * loss
+        args = self.args
+        for loss in pretraining_losses(
+            self.policy_model,
+            batch,
+            args.per_device_train_batch_size,
+            args.packing,
+            args.device,
+            self.autocast,
+        ):
+            yield args.ptx_coef * loss
 
     def conclude_step(self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]) -> None:
         """Count the step, log its metrics, and steer what is steered by them."""
