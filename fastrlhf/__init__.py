@@ -6,9 +6,24 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate", "offload"]
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
+    "__version__",
+    "accelerate",
+    "generate",
+    "offload",
+]
 
 _HOMES = {
+    "GRPOConfig": "fastrlhf.grpo",
+    "GRPOTrainer": "fastrlhf.grpo",
+    "RLOOConfig": "fastrlhf.grpo",
+    "RLOOTrainer": "fastrlhf.grpo",
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
     "accelerate": "fastrlhf.models.accelerate",

@@ -30,6 +30,7 @@ class Peer:
 
 
 TRL = Peer("trl", "1.12.0")
+TRL_GROUPS = Peer("trl", "1.16.0")  # GRPO and RLOO as they are now; PPO left TRL in 1.13
 CTRANSLATE2 = Peer("ctranslate2", "4.8.5")
 
 

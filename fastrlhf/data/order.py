@@ -8,7 +8,7 @@ import torch
 
 
 class PromptOrder:
-    """Batches of row numbers, without end: a fresh shuffle each epoch, the remainder of an epoch dropped.
+    """Batches of row numbers, without end: a fresh shuffle each epoch (or none), the remainder of an epoch dropped.
 
     Every rank computes the same shuffle and takes its own slice of each batch.
 
@@ -18,6 +18,7 @@ class PromptOrder:
         seed: decides the shuffles.
         first_batch: batches already seen (where a resumed run goes on).
         rank, world_size: which slice of each batch is this process's.
+        shuffle: False leaves the rows in their order.
 
     Raises:
         ValueError: no rows, fewer rows than a batch, or a batch that the ranks cannot share evenly.
@@ -32,6 +33,7 @@ class PromptOrder:
         first_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        shuffle: bool = True,
     ):
         if size == 0:
             raise ValueError("train_dataset is empty: there is no prompt to learn from")
@@ -43,6 +45,7 @@ class PromptOrder:
         if batch_size % world_size:
             raise ValueError(f"a batch of {batch_size} is not divisible by {world_size} ranks")
         self.size, self.batch_size, self.seed, self.first_batch = size, batch_size, seed, first_batch
+        self.shuffle = shuffle
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -55,5 +58,7 @@ class PromptOrder:
 
     def epoch_order(self, epoch: int) -> list[int]:
         """All rows in the order of one epoch."""
+        if not self.shuffle:
+            return list(range(self.size))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.size, generator=generator).tolist()

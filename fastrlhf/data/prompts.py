@@ -78,19 +78,23 @@ def _columns(dataset: Any) -> list[str] | None:
 
 
 def check_prompts(
-    dataset: Iterable[dict], limit: int | None, response_length: int, name: str = "train_dataset"
+    dataset: Iterable[dict],
+    limit: int | None,
+    response_length: int,
+    name: str = "train_dataset",
+    length_name: str = "response_length",
 ) -> None:
     """Raise ValueError at the first row that is empty or leaves no room for a response in `limit` tokens."""
     if isinstance(dataset, dict):
         for key, part in dataset.items():
-            check_prompts(part, limit, response_length, f"{name}[{key!r}]")
+            check_prompts(part, limit, response_length, f"{name}[{key!r}]", length_name)
         return
     for row, tokens in enumerate(_token_lists(dataset)):
         if len(tokens) == 0:
             raise ValueError(f"row {row} of {name} has no token: remove empty prompts")
         if limit is not None and len(tokens) + response_length > limit:
             raise ValueError(
-                f"row {row} of {name} has {len(tokens)} tokens, which with response_length={response_length} exceeds "
+                f"row {row} of {name} has {len(tokens)} tokens, which with {length_name}={response_length} exceeds "
                 f"the model's context of {limit}: shorten the prompt to {limit - response_length} tokens at most"
             )
 

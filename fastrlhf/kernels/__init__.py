@@ -7,7 +7,7 @@ from fastrlhf.kernels.dispatch import using
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.group_advantages import GroupAdvantages, group_advantages
-from fastrlhf.kernels.kl import kl_estimate
+from fastrlhf.kernels.kl import kl_estimate, weighted_kl
 from fastrlhf.kernels.linear import linear
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.linear_logprob_with_reference import (
@@ -62,5 +62,6 @@ __all__ = [
     "sample",
     "swiglu",
     "using",
+    "weighted_kl",
     "whiten",
 ]

@@ -33,3 +33,16 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
         case "k3":
             return log_ratio.expm1() - log_ratio
     raise ValueError(f"kl_estimator is {estimator!r}, expected one of {', '.join(KL_ESTIMATORS)}")
+
+
+def weighted_kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, log_ratio: torch.Tensor) -> torch.Tensor:
+    """k3 times the probability ratio: its gradient is that of the reverse KL, whatever policy the tokens are from.
+
+    Source: DeepSeek-AI, "DeepSeek-V3.2" (2025), eq. 7.
+
+    Args:
+        logprobs, ref_logprobs: `[...]`.
+        log_ratio: log of the policy's probability over that of the policy that sampled, in the shape of `logprobs` or
+            one that broadcasts to it; differentiable, as the ratio is part of what is learned.
+    """
+    return log_ratio.exp() * kl_estimate(logprobs, ref_logprobs, "k3")

@@ -1,4 +1,4 @@
-"""Policy and critic as one module: log-probabilities, entropy and values of responses from one or two backbones."""
+"""Policy and critic (or the policy alone) as one module: log-probabilities, entropy and values of responses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Responses(NamedTuple):
 
 
 class ActorCriticOutput(NamedTuple):
-    """Log-probabilities and entropy (zero where `mask` is false) and values, `[B, R]`, float32."""
+    """Log-probabilities and entropy (zero where `mask` is false) and values (None without a critic), `[B, R]`,
+    float32."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
@@ -100,7 +101,7 @@ class ActorCritic(nn.Module):
     Args:
         policy: a Hugging Face causal language model, or a PEFT model around one.
         value_model: a `ValueHead` on the policy's hidden states (one base, two roles), or a Hugging Face model with a
-            `score` head (`AutoModelForSequenceClassification`) with a backbone of its own.
+            `score` head (`AutoModelForSequenceClassification`) with a backbone of its own, or None: no critic.
         detach_value: keep the value loss from reaching the policy's weights through a shared base.
         packing: compute hidden states on real tokens only; None: where a model's attention is ours.
         entropy_grad: whether the entropy is trained on, and not only watched.
@@ -109,7 +110,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         policy: nn.Module,
-        value_model: nn.Module,
+        value_model: nn.Module | None,
         *,
         detach_value: bool = True,
         packing: bool | None = None,
@@ -121,7 +122,7 @@ class ActorCritic(nn.Module):
         self.detach_value = detach_value
         self.packing = packing
         self.entropy_grad = entropy_grad
-        if not self.shares_base:
+        if value_model is not None and not self.shares_base:
             check_score_head(value_model, "value_model", "or None for a head on the policy's base")
 
     @property
@@ -150,7 +151,9 @@ class ActorCritic(nn.Module):
         hidden = self._policy_states(responses) if self.shares_base else None
         return self._values(responses, hidden)
 
-    def _values(self, responses: Responses, policy_hidden: torch.Tensor | None) -> torch.Tensor:
+    def _values(self, responses: Responses, policy_hidden: torch.Tensor | None) -> torch.Tensor | None:
+        if self.value_model is None:
+            return None
         if self.shares_base:
             states = responses.response_states(policy_hidden)
             return self.value_model(states.detach() if self.detach_value else states)

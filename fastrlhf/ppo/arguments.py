@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.models.decoder import CannotDescribe
@@ -26,6 +27,30 @@ def check_models(
         value_model is other for other in (model, ref_model, *as_list(reward_model))
     ):
         raise ValueError("value_model is trained and must be a model of its own: pass a copy, or None")
+
+
+def check_additions(
+    args: PPOConfig,
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    value_model: nn.Module | None,
+    pretrain_dataset: Any,
+) -> None:
+    """Raise ValueError where an option asks for what the other arguments do not give."""
+    if args.advantage_estimator != "gae" and value_model is not None:
+        raise ValueError(
+            f"advantage_estimator={args.advantage_estimator!r} has no critic: leave value_model out, or use 'gae'"
+        )
+    if args.ref_reset_steps is not None and ref_model is None and is_peft(model):
+        raise ValueError(
+            "ref_reset_steps changes the reference, which here is the policy's own base with the adapter off: pass a "
+            "ref_model, or leave ref_reset_steps out"
+        )
+    if bool(args.ptx_coef) != (pretrain_dataset is not None):
+        raise ValueError(
+            f"ptx_coef is {args.ptx_coef} and pretrain_dataset is "
+            f"{'missing' if pretrain_dataset is None else 'given'}: they go together"
+        )
 
 
 def check_policy(model: nn.Module, ref_model: nn.Module | None, ref_adapter: str | None) -> None:
@@ -70,6 +95,13 @@ def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | Non
     if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
     return model
+
+
+def take_back_bfloat16(args: TrainingArguments) -> None:
+    """On a CPU, where bfloat16 would be slower, compute in float32 with a notice."""
+    if args.bf16 and args.device.type == "cpu":
+        warnings.warn("bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=4)
+        args.bf16 = False
 
 
 def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:

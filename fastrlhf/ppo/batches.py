@@ -27,15 +27,22 @@ def resolve_batch_sizes(args: PPOConfig, prompts: int) -> None:
         raise ValueError(f"{processes} processes: training on more than one is not supported yet")
     args.world_size = processes
     if args.total_episodes is None:
-        args.total_episodes = int(args.num_train_epochs * prompts)
+        args.total_episodes = int(args.num_train_epochs * prompts * args.num_generations)
     args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
     args.micro_batch_size = args.per_device_train_batch_size * args.world_size
     args.batch_size = args.local_batch_size * args.world_size
-    if args.batch_size > prompts:
+    if args.batch_size % args.num_generations:
         raise ValueError(
-            f"train_dataset has {prompts} rows, fewer than one batch of {args.batch_size} (per_device_train_batch_size="
-            f"{args.per_device_train_batch_size} x gradient_accumulation_steps={args.gradient_accumulation_steps}): "
-            "make the batch smaller or add prompts"
+            f"num_generations is {args.num_generations}, which does not divide the batch of {args.batch_size} "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size} x gradient_accumulation_steps="
+            f"{args.gradient_accumulation_steps})"
+        )
+    if args.batch_size > prompts * args.num_generations:
+        raise ValueError(
+            f"train_dataset has {prompts} rows, fewer than one batch of {args.batch_size // args.num_generations} "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size} x gradient_accumulation_steps="
+            f"{args.gradient_accumulation_steps}, for num_generations={args.num_generations}): make the batch smaller "
+            "or add prompts"
         )
     if args.local_batch_size % args.num_mini_batches:
         raise ValueError(

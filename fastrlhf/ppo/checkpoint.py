@@ -114,7 +114,7 @@ def check_checkpoint(path: Path) -> dict:
         files, version = dict(manifest["files"]), int(manifest["version"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} has no {MANIFEST}: it is not whole, or not written by fastrlhf's PPOTrainer; "
+            f"{path} has no {MANIFEST}: it is not whole, or not written by a trainer of fastrlhf's; "
             "pass a checkpoint-<step> folder that it wrote, or True for the newest one"
         ) from None
     except (ValueError, KeyError, TypeError) as error:

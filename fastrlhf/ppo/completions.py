@@ -83,7 +83,9 @@ class ShowsCompletions:
             return None
         found = Completions([], [], [])
         for batch in loader:
-            rollout = self.rollout(batch, lambda ids, mask: self._generate(ids, mask, temperature=0.01))
+            rollout = self.rollout(
+                batch, lambda ids, mask: self._generate(ids, mask, temperature=0.01), copies=1
+            )
             scores = self.scorer(rollout, self.args.local_rollout_forward_batch_size).tolist()
             found.extend(*self.scorer.decode(rollout), scores)
             if sampling:

@@ -171,21 +171,21 @@ def function_scores(function: RewardFunction, prompts: list[str], completions: l
         except Exception as error:
             row = _first_failing_row(function, prompts, completions)
             raise RewardError(
-                f"{_name(function)} raised {type(error).__name__}: {error}, twice\n"
-                + _show(row, prompts, completions)
+                f"{reward_name(function)} raised {type(error).__name__}: {error}, twice\n"
+                + show_row(row, prompts, completions)
             ) from error
     if hasattr(scores, "tolist"):
         scores = scores.tolist()
     if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
         raise RewardError(
-            f"{_name(function)} gave {scores!r}, expected a list with one number for each of the {len(prompts)} "
-            f"completions\n{_show(0, prompts, completions)}"
+            f"{reward_name(function)} gave {scores!r}, expected a list with one number for each of the {len(prompts)} "
+            f"completions\n{show_row(0, prompts, completions)}"
         )
     scores = list(scores)
     if len(scores) != len(prompts):
         raise RewardError(
-            f"{_name(function)} gave {len(scores)} rewards for {len(prompts)} completions, expected one each\n"
-            + _show(0, prompts, completions)
+            f"{reward_name(function)} gave {len(scores)} rewards for {len(prompts)} completions, expected one each\n"
+            + show_row(0, prompts, completions)
         )
     numbers = []
     for row, score in enumerate(scores):
@@ -195,8 +195,8 @@ def function_scores(function: RewardFunction, prompts: list[str], completions: l
             numbers.append(float(score))
         except (TypeError, ValueError):
             raise RewardError(
-                f"{_name(function)} gave {score!r} for completion {row}, expected a finite number\n"
-                + _show(row, prompts, completions)
+                f"{reward_name(function)} gave {score!r} for completion {row}, expected a finite number\n"
+                + show_row(row, prompts, completions)
             ) from None
     return torch.tensor(numbers)
 
@@ -215,16 +215,18 @@ def _check_finite(reward: Any, scores: torch.Tensor, prompts: list[str], complet
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise RewardError(
-            f"{_name(reward)} gave {float(scores[row])} for completion {row}, expected a finite number\n"
-            + _show(row, prompts, completions)
+            f"{reward_name(reward)} gave {float(scores[row])} for completion {row}, expected a finite number\n"
+            + show_row(row, prompts, completions)
         )
 
 
-def _name(reward: Any) -> str:
+def reward_name(reward: Any) -> str:
+    """What messages call a reward."""
     return f"reward {getattr(reward, '__name__', type(reward).__name__)}"
 
 
-def _show(row: int, prompts: list[str], completions: list[str]) -> str:
+def show_row(row: int, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
+    """One prompt and its completion, for the end of a message."""
     return f"  prompt {row}: {prompts[row]!r}\n  completion {row}: {completions[row]!r}"
 
 

@@ -68,14 +68,36 @@ def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Modul
         freeze_below(value_model, trainable_layers)
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy for a reference; what does not train in `model` is not copied, but shared."""
+def frozen_copy(model: nn.Module, args: Any) -> nn.Module:
+    """A copy for a reference, on the device where nothing is to leave it; what does not train in `model` is not copied,
+    but shared."""
+    model = model if args.device_memory else model.to(args.device)
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared)
 
 
+@torch.no_grad()
+def mix_reference(policy: nn.Module, reference: nn.Module, alpha: float) -> None:
+    """Move the reference's weights towards the policy's: `alpha policy + (1 - alpha) reference`.
+
+    Source: Gorbatovski et al., "Learn your reference model for real good alignment" (2024), eq. 8.
+    """
+    theirs = dict(base_model(policy).named_parameters())
+    for name, parameter in base_model(reference).named_parameters():
+        if parameter.data_ptr() != theirs[name].data_ptr():  # not one that is frozen, and shared
+            parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)
+
+
 class HasRoles:
-    """The part of a trainer that knows what its models are to each other."""
+    """The part of a trainer that knows what its models are to each other.
+
+    Attributes:
+        model_adapter_name, ref_adapter_name: the adapters of a PEFT policy that are the policy and its reference;
+            None: its only one, and the bare base.
+    """
+
+    model_adapter_name: str | None = None
+    ref_adapter_name: str | None = None
 
     def place_models(self) -> None:
         """Frozen models in evaluation mode, all without dropout, all on the device."""
@@ -88,7 +110,7 @@ class HasRoles:
                 module.to(self.args.device)
         if self.args.gradient_checkpointing:
             kwargs = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            for module in (self.policy_model, self.value_model):
+            for module in filter(None, (self.policy_model, self.value_model)):
                 checkpoint_activations(module, kwargs)
 
     def offload_models(self) -> None:
@@ -135,9 +157,9 @@ class HasRoles:
     @property
     def first_update_has_all_rows(self) -> bool:
         """Whether a rollout's first update is one forward of all its rows: the evaluation's own forward then does."""
-        args = self.args
-        one = args.num_mini_batches == 1 and args.local_batch_size == args.per_device_train_batch_size
-        return one and not args.padded_averages
+        plan = self.plan
+        in_one = plan.rows == plan.minibatch_rows == self.args.per_device_train_batch_size
+        return in_one and not self.counts_padding
 
     @contextmanager
     def reference(self):
@@ -145,9 +167,7 @@ class HasRoles:
         if self.ref_model is not None:
             yield self.ref_model
         else:
-            with reference_mode(
-                self.policy_model, self.args.ref_adapter_name, self.args.model_adapter_name
-            ) as model:
+            with reference_mode(self.policy_model, self.ref_adapter_name, self.model_adapter_name) as model:
                 yield model
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ class Rollout:
         response_ids: `[B, R]`, cut after the first stop token and padded.
         lengths: `[B]`: tokens of each response, its stop token included.
         sampled_logprobs: `[B, R]`, the generator's, or None where it did not keep them.
+        rows: the rows of the dataset that the prompts are of, where the collator keeps them; each has as many
+            responses, side by side.
     """
 
     prompt_ids: torch.Tensor
@@ -27,6 +30,7 @@ class Rollout:
     response_ids: torch.Tensor
     lengths: torch.Tensor
     sampled_logprobs: torch.Tensor | None = None
+    rows: list[dict[str, Any]] | None = None
 
     @property
     def mask(self) -> torch.Tensor:
@@ -70,12 +74,12 @@ class Rollout:
         )
 
 
-def check_responses(tokens: torch.Tensor, rows: int, longest: int) -> None:
-    """Raise ValueError unless `tokens` are responses `[rows, R]`, R from 1 to `longest`."""
+def check_responses(tokens: torch.Tensor, rows: int, longest: int, name: str) -> None:
+    """Raise ValueError unless `tokens` are responses `[rows, R]`, R from 1 to `longest`, the option `name`."""
     if tokens.dim() != 2 or tokens.shape[0] != rows or not 1 <= tokens.shape[1] <= longest:
         raise ValueError(
             f"generate_responses gave shape {list(tokens.shape)}, expected [{rows}, R] with 1 <= R <= "
-            f"response_length={longest}"
+            f"{name}={longest}"
         )
 
 

@@ -20,12 +20,13 @@ from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
 from fastrlhf.ppo.merged import save_merged
 
 if TYPE_CHECKING:
-    from fastrlhf.ppo.trainer import PPOTrainer
+    from fastrlhf.ppo.online import OnlineTrainer
 
 SHARD_SIZE = "200MB"
-ADAPTER, CRITIC, TRAINING, PROGRESS, TRAINER_STATE = (
+ADAPTER, CRITIC, REFERENCE, TRAINING, PROGRESS, TRAINER_STATE = (
     "adapter",
     "critic.safetensors",
+    "reference.safetensors",
     "training.pt",
     "progress.json",
     "trainer_state.json",
@@ -39,7 +40,7 @@ class OnlineTrainerState(TrainerState):
     episode: int = 0
 
 
-def fresh_trainer_state(trainer: PPOTrainer) -> OnlineTrainerState:
+def fresh_trainer_state(trainer: OnlineTrainer) -> OnlineTrainerState:
     """The counters and the log of a run that begins."""
     callbacks = [*trainer.callback_handler.callbacks, trainer.control]
     return OnlineTrainerState(
@@ -49,7 +50,7 @@ def fresh_trainer_state(trainer: PPOTrainer) -> OnlineTrainerState:
     )
 
 
-def restore_trainer_state(trainer: PPOTrainer, loaded: TrainerState, episode: int) -> None:
+def restore_trainer_state(trainer: OnlineTrainer, loaded: TrainerState, episode: int) -> None:
     """Take up the counters and the log of a checkpoint; callbacks stay this trainer's."""
     trainer.state = fresh_trainer_state(trainer)
     kept = {name: value for name, value in vars(loaded).items() if name != "stateful_callbacks"}
@@ -57,14 +58,15 @@ def restore_trainer_state(trainer: PPOTrainer, loaded: TrainerState, episode: in
     trainer.state.episode = episode
 
 
-def write_state(trainer: PPOTrainer, folder: Path) -> None:
+def write_state(trainer: OnlineTrainer, folder: Path) -> None:
     """Write everything that a run needs to go on, and the policy so that `from_pretrained(folder)` loads it."""
     save_policy(trainer.policy_model, folder)
     if trainer.processing_class is not None:
         trainer.processing_class.save_pretrained(folder)
     if is_peft(trainer.policy_model):
         trainer.policy_model.save_pretrained(folder / ADAPTER)
-    save_critic(trainer.model.value_model, folder / CRITIC)
+    for name, (_, module) in others(trainer).items():
+        save_critic(module, folder / name)
     training = {
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.lr_scheduler.state_dict(),
@@ -76,7 +78,7 @@ def write_state(trainer: PPOTrainer, folder: Path) -> None:
     (folder / PROGRESS).write_text(json.dumps(progress(trainer), indent=1))
 
 
-def read_state(trainer: PPOTrainer, folder: Path) -> None:
+def read_state(trainer: OnlineTrainer, folder: Path) -> None:
     """Put a checkpoint back into a trainer built with the same arguments.
 
     Raises:
@@ -90,10 +92,11 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         # all that can be wrong is looked for before the first weight changes
         check_policy(trainer.policy_model, folder)
-        check_tensors(trainer.model.value_model.state_dict(), [folder / CRITIC], "critic")
+        check_others(trainer, folder)
         check_optimizer(trainer.optimizer, training["optimizer"])
         load_policy(trainer.policy_model, folder)
-        load_critic(trainer.model.value_model, folder / CRITIC)
+        for name, (_, module) in others(trainer).items():
+            load_critic(module, folder / name)
         trainer.optimizer.load_state_dict(training["optimizer"])
         trainer.lr_scheduler.load_state_dict(training["scheduler"])
         products.import_table(training.get("products", {}))
@@ -105,28 +108,49 @@ def read_state(trainer: PPOTrainer, folder: Path) -> None:
             "that it was written with, or train without resume_from_checkpoint"
         ) from error
     restore_trainer_state(trainer, loaded, reached["episode"])
-    trainer.kl_controller.kl_coef = reached["kl_coef"]
+    trainer.carry(reached)
     trainer.guard.skipped = reached["skipped_updates"]
     trainer.random_states = training["random"]
 
 
-def progress(trainer: PPOTrainer) -> dict[str, Any]:
+def progress(trainer: OnlineTrainer) -> dict[str, Any]:
     """Where the run stands, and what must not differ when it goes on."""
     return {
         "step": trainer.state.global_step,
         "episode": trainer.state.episode,
-        "kl_coef": trainer.kl_controller.kl_coef,
         "skipped_updates": trainer.guard.skipped,
         "must_match": {
             "seed": trainer.args.seed,
             "data_seed": trainer.data_seed,
-            "batch_size": trainer.args.batch_size,
+            "batch_size": trainer.plan.rows,
+            "num_generations": trainer.plan.num_generations,
             "prompts": len(trainer.train_dataset),
         },
+        **trainer.carried(),
     }
 
 
-def check_progress(trainer: PPOTrainer, reached: dict[str, Any], folder: Path) -> None:
+def others(trainer: OnlineTrainer) -> dict[str, tuple[str, nn.Module]]:
+    """The models beside the policy that a checkpoint holds: what they are, and they, by the name of their file."""
+    found = {}
+    if trainer.value_model is not None:
+        found[CRITIC] = ("critic", trainer.value_model)
+    if trainer.reference_changes:
+        found[REFERENCE] = ("reference", trainer.ref_model)
+    return found
+
+
+def check_others(trainer: OnlineTrainer, folder: Path) -> None:
+    """Raise ValueError unless the checkpoint holds these models, and no others."""
+    expected = others(trainer)
+    for name in (CRITIC, REFERENCE):
+        if (folder / name).is_file() != (name in expected):
+            raise ValueError(f"it holds {'no' if name in expected else 'a'} {name}")
+    for name, (what, module) in expected.items():
+        check_tensors(module.state_dict(), [folder / name], what)
+
+
+def check_progress(trainer: OnlineTrainer, reached: dict[str, Any], folder: Path) -> None:
     """Raise CheckpointError unless the checkpoint is of a run with this data, batch and seed."""
     for name, here in progress(trainer)["must_match"].items():
         there = reached["must_match"].get(name)
@@ -224,10 +248,10 @@ def _adapter_file(folder: Path, adapter: str) -> Path:
 
 
 def save_critic(model: nn.Module, path: Path) -> None:
-    """Write the critic's weights (a value head, or a whole model)."""
+    """Write the weights of a critic (a value head, or a whole model) or of a reference."""
     save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, path)
 
 
 def load_critic(model: nn.Module, path: Path) -> None:
-    """Load the critic's weights in place."""
+    """Load what `save_critic` wrote, in place."""
     model.load_state_dict(load_file(path))

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from fastrlhf.data.order import PromptOrder
-from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, left_pad, tokenize_prompts
-from fastrlhf.generation.batches import generate, widen
-from fastrlhf.memory.resident import peak_resident_mb, resident_mb
-from fastrlhf.models.actor_critic import ActorCritic
-from fastrlhf.models.backbone import base_model, context_length, evaluation_mode, hidden_size, is_peft
+from fastrlhf.data.prompts import PromptCollator, check_prompts, ensure_pad_token, tokenize_prompts
+from fastrlhf.kernels import PPOLoss
+from fastrlhf.models.actor_critic import ActorCriticOutput
+from fastrlhf.models.backbone import base_model, context_length, hidden_size
 from fastrlhf.models.heads import ValueHead
-from fastrlhf.ppo import loop, state
-from fastrlhf.ppo.arguments import as_list, check_models, check_policy, check_rollout_weights, stop_tokens
-from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
-from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
+from fastrlhf.ppo.arguments import (
+    as_list,
+    check_additions,
+    check_models,
+    check_policy,
+    check_rollout_weights,
+    stop_tokens,
+    take_back_bfloat16,
+)
+from fastrlhf.ppo.batches import resolve_batch_sizes
 from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
-from fastrlhf.ppo.experience import Experience
-from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
-from fastrlhf.ppo.interrupt import Interrupts
+from fastrlhf.ppo.experience import Evaluation, Experience, make_experience
 from fastrlhf.ppo.longest import try_longest
 from fastrlhf.ppo.metrics import step_metrics
-from fastrlhf.ppo.randomness import random_states, set_random_states
-from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
-from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
-from fastrlhf.ppo.rollout import Rollout, check_responses, finish_responses
+from fastrlhf.ppo.objective import Denominators, objective
+from fastrlhf.ppo.online import Needs, OnlineTrainer, Plan
+from fastrlhf.ppo.pretraining import Pretraining, pretraining_losses
+from fastrlhf.ppo.rewards import KLController, RewardFunction, Scorer
+from fastrlhf.ppo.roles import mix_reference, prepare_policy
+from fastrlhf.ppo.rollout import Rollout
+from fastrlhf.ppo.shaping import RunningMoments, overlong_penalty
 from fastrlhf.ppo.stats import UpdateStats
 
 
-class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
+class PPOTrainer(ShowsCompletions, OnlineTrainer):
     """Train a language model by proximal policy optimisation.
 
     Signature, defaults, methods and logged metrics are those of `trl==1.12.0`'s `trl.experimental.ppo.PPOTrainer`, so
@@ -52,12 +53,14 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         reward_model: an `AutoModelForSequenceClassification`, a function `(prompts: list[str], completions: list[str])
             -> list[float]`, or a list of these, weighted by `args.reward_weights`.
         train_dataset: rows with `input_ids` (tokens) or `prompt` (text).
-        value_model: the critic, an `AutoModelForSequenceClassification`. None: a value head on the policy's base.
+        value_model: the critic, an `AutoModelForSequenceClassification`. None: a value head on the policy's base, or no
+            critic where `args.advantage_estimator` needs none.
         data_collator: makes `input_ids` (and `attention_mask`) of a list of rows; pads on the left by default.
         eval_dataset: prompts for `generate_completions`.
         optimizers: optimizer and scheduler in place of those that `args` describe.
         callbacks: `transformers.TrainerCallback`s.
         peft_config: adapts the policy; then `model` must not be a PEFT model yet.
+        pretrain_dataset: text for `args.ptx_coef`, rows with `input_ids` or `prompt`.
 
     Raises:
         ValueError, TypeError: an argument that cannot be meant; the message names it and the mend.
@@ -79,19 +82,17 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
+        pretrain_dataset: Any = None,
     ):
         if train_dataset is None:
             raise ValueError("train_dataset is None: PPO needs prompts")
         check_models(model, ref_model, reward_model, value_model)
         model = prepare_policy(args, model, ref_model, value_model, as_list(reward_model), peft_config)
+        check_additions(args, model, ref_model, value_model, pretrain_dataset)
         vocab_size = base_model(model).config.get_text_config().vocab_size
-        pad_token_id = ensure_pad_token(processing_class, vocab_size)
+        self.pad_token_id = ensure_pad_token(processing_class, vocab_size)
         check_policy(model, ref_model, args.ref_adapter_name)
-        if args.bf16 and args.device.type == "cpu":
-            warnings.warn(
-                "bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=2
-            )
-            args.bf16 = False
+        take_back_bfloat16(args)
 
         train_dataset = tokenize_prompts(train_dataset, processing_class)
         eval_dataset = tokenize_prompts(eval_dataset, processing_class, "eval_dataset")
@@ -109,288 +110,163 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.pad_token_id = pad_token_id
         self.stop_token_ids = stop_tokens(args, processing_class)
-        self.policy_model = model
-        self.ref_model = ref_model
-        if ref_model is None and not is_peft(model):
-            self.ref_model = frozen_copy(model if args.device_memory else model.to(args.device))
+        self.plan = Plan(
+            rows=args.local_batch_size,
+            num_generations=args.num_generations,
+            epochs=args.num_ppo_epochs,
+            minibatch_rows=args.local_mini_batch_size,
+            steps=args.num_total_batches,
+            steps_per_rollout=1,
+        )
+        has_critic = args.advantage_estimator == "gae"
+        self.needs = Needs(logprobs=True, ref_logprobs=True, values=has_critic)
+        self.total_epochs = args.total_episodes / (len(train_dataset) * args.num_generations)
+        self.model_adapter_name, self.ref_adapter_name = args.model_adapter_name, args.ref_adapter_name
         self.reward_model = reward_model
         self.scorer = Scorer(reward_model, args.reward_weights, processing_class, args.packing)
-        value_model = ValueHead(hidden_size(model)) if value_model is None else value_model
-        self.value_model = value_model
-        self.model = ActorCritic(
+        self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+        self.score_moments = RunningMoments()
+        self.pretraining = None
+        if args.ptx_coef:
+            text = tokenize_prompts(pretrain_dataset, processing_class, "pretrain_dataset")
+            self.pretraining = Pretraining(text, context_length(model), self.data_seed)
+        if has_critic and value_model is None:
+            value_model = ValueHead(hidden_size(model))
+        self.set_up(
             model,
+            ref_model,
             value_model,
             detach_value=args.detach_value,
-            packing=args.packing,
             entropy_grad=args.entropy_coef != 0,
         )
-        self.model_wrapped = self.model
-        self.place_models()
         check_rollout_weights(args.rollout_weights, model)
-        self.share_forwards()
-        self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
-        self.offload_models()
-        handler = self.callback_handler
-        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
-        self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
-        self.state = state.fresh_trainer_state(self)
-        self.guard = UpdateGuard()
-        self.interrupts = Interrupts()
-        self.phase_listeners: list[Callable[[str], None]] = []
-        self.random_states = random_states()
-        self._save_failed = False
-        self._saved: Path | None = None
 
-    # Data
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of prompts without end, in the order that the seed decides."""
-        order = PromptOrder(len(self.train_dataset), self.args.batch_size, self.data_seed)
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=order,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
+    def before_first_step(self) -> None:
+        """Find out early whether the longest sequences fit."""
+        try_longest(self)
 
     @property
-    def data_seed(self) -> int:
-        """Seed of the order of prompts: the same on every rank."""
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+    def response_length(self) -> int:
+        """The longest response, in tokens."""
+        return self.args.response_length
 
     @property
-    def sampling_seed(self) -> int:
-        """Seed of the generator: of its own on every rank."""
-        return self.args.seed + 100_003 * self.args.process_index
+    def sampling(self) -> dict[str, Any]:
+        """Settings of the generator."""
+        return {
+            "max_new_tokens": self.args.response_length,
+            "stop_token_ids": self.stop_token_ids,
+            "temperature": self.args.temperature,
+        }
 
-    def prompt_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The batches of the steps that are still to do, skipping those that a resumed run has done."""
-        steps = range(self.state.global_step, self.args.num_total_batches)
-        return numbered_batches(self.get_train_dataloader(), steps, self.data_seed)
+    @property
+    def rollout_weights(self) -> str | None:
+        """What rollouts compute with in place of the weights."""
+        return self.args.rollout_weights
 
-    def minibatches(self, epoch: int) -> Iterator[torch.Tensor]:
-        """Rows of each minibatch of one epoch over a batch, on the device."""
-        seed = self.sampling_seed * 1_000_003 + self.state.global_step
-        rows = minibatch_order(self.args.local_batch_size, epoch, seed)
-        yield from rows.to(self.args.device, non_blocking=True).split(self.args.local_mini_batch_size)
+    @property
+    def counts_padding(self) -> bool:
+        """Whether padding is evaluated too, to be averaged over."""
+        return self.args.padded_averages
 
-    # A step's phases
-
-    def generate_responses(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Responses `[B, R]`, int64, R at most `args.response_length`; override it to put in rollouts of your own.
-
-        Args:
-            input_ids: prompts `[B, P]`, padded on the left; attention_mask like it (bool).
-
-        Returns:
-            Tokens. What follows a row's first stop token or pad token is ignored.
-        """
-        args = self.args
-        return self._generate(
-            input_ids, attention_mask, temperature=args.temperature, weights=args.rollout_weights
-        )
-
-    def _generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        """Tokens `[B, R]`; they and the generator's log-probabilities are kept in `_sampled`."""
-        # in evaluation mode gradient checkpointing, which keeps no cache, is off
-        with self.autocast(), evaluation_mode(self.policy_model):
-            self._sampled = generate(
-                self.policy_model,
-                input_ids,
-                attention_mask,
-                batch_size=self.args.local_rollout_forward_batch_size,
-                max_new_tokens=self.args.response_length,
-                pad_token_id=self.pad_token_id,
-                stop_token_ids=self.stop_token_ids,
-                seed=self.sampling_seed,
-                first_row_id=self.state.episode,
-                **options,
-            )
-        return self._sampled.tokens
-
-    @torch.no_grad()
-    def rollout(self, prompts: dict[str, torch.Tensor], generate: Callable | None = None) -> Rollout:
-        """Responses to a batch of prompts, cut at their stop tokens."""
-        input_ids = prompts["input_ids"].to(self.args.device)
-        mask = prompts.get("attention_mask")
-        mask = input_ids != self.pad_token_id if mask is None else mask.to(self.args.device)
-        prompt_ids, prompt_mask = left_pad(input_ids, mask, self.pad_token_id)
-        self._sampled = None
-        tokens = (generate or self.generate_responses)(prompt_ids, prompt_mask).to(self.args.device)
-        check_responses(tokens, len(prompt_ids), self.args.response_length)
-        # an override may have changed what was sampled
-        as_sampled = self._sampled is not None and torch.equal(tokens, self._sampled.tokens)
-        # a column for the state after the longest response, where the score lands: else it would depend on the others
-        tokens = widen(tokens, min(tokens.shape[1] + 1, self.args.response_length), self.pad_token_id)
-        response_ids, lengths = finish_responses(tokens, self.stop_token_ids, self.pad_token_id)
-        sampled = widen(self._sampled.logprobs, tokens.shape[1], 0.0) if as_sampled else None
-        return Rollout(prompt_ids, prompt_mask, response_ids, lengths, sampled)
+    # A step
 
     def score(self, rollout: Rollout) -> torch.Tensor:
-        """`[B]`: the reward of each response, less the penalty for those without an end token."""
-        states, rows = self.reference_states.of(rollout), self.args.local_rollout_forward_batch_size
+        """`[B]`: the reward of each response, normalised and clipped, less the penalties for how it ends."""
+        args = self.args
+        states = self.reference_states.of(rollout)
         with self.autocast():
-            scores = self.scorer(rollout, rows, states)
-        if self.args.missing_eos_penalty is not None:
-            scores = scores - self.args.missing_eos_penalty * ~rollout.contains(
-                self.processing_class.eos_token_id
-            )
+            scores = self.scorer(rollout, args.local_rollout_forward_batch_size, states)
+        if args.normalize_rewards:
+            scores = self.score_moments.normalise(scores)
+        if args.reward_clip is not None:
+            scores = scores.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores = scores - args.missing_eos_penalty * ~rollout.contains(self.processing_class.eos_token_id)
+        if args.overlong_buffer is not None:
+            reach = overlong_penalty(rollout.lengths, args.response_length, args.overlong_buffer)
+            scores = scores - args.overlong_penalty * reach
         return scores
 
-    def optimizer_step(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Clip and step, unless the loss or the gradient is not finite.
-
-        Returns:
-            The gradient's norm before clipping, and whether the update was skipped.
-
-        Raises:
-            TrainingStopped: `args.max_skipped_updates` in a row were not finite.
-        """
-        norm, skipped = self.guard.step(
-            self.optimizer, self.model.parameters(), loss, self.args.max_grad_norm
+    def make_experience(self, rollout: Rollout, scores: torch.Tensor, found: Evaluation) -> Experience:
+        """Rewards made into advantages as `args.advantage_estimator` says."""
+        args = self.args
+        return make_experience(
+            rollout,
+            scores,
+            *found,
+            kl_coef=self.kl_controller.kl_coef if args.kl_in == "reward" else 0.0,
+            kl_estimator=args.kl_estimator,
+            reward_position=args.reward_position,
+            whiten_rewards=args.whiten_rewards,
+            gamma=args.gamma,
+            lam=args.lam,
+            correction_cap=args.rollout_correction_cap,
+            advantage_estimator=args.advantage_estimator,
+            num_generations=args.num_generations,
+            skip_flat_groups=args.skip_flat_groups,
         )
-        if not skipped:
-            return norm, skipped
-        in_a_row = self.guard.in_a_row
-        warnings.warn(
-            f"step {self.state.global_step + 1}: loss {loss.item()}, gradient norm {norm}: this update is skipped "
-            f"({in_a_row} in a row)",
-            stacklevel=2,
-        )
-        if in_a_row >= self.args.max_skipped_updates:
-            raise TrainingStopped(f"{in_a_row} updates in a row were not finite")
-        return norm, skipped
 
-    def enter_phase(self, name: str) -> None:
-        """Tell the listeners which phase begins."""
-        for listener in self.phase_listeners:
-            listener(name)
+    def new_stats(self) -> UpdateStats:
+        """What gathers the statistics of a step's updates."""
+        return UpdateStats(padded=self.args.padded_averages)
 
-    def begin_step(self) -> None:
-        """What a checkpoint of the state before this step needs, in case the step fails."""
-        self.random_states = random_states()
-        self.model.train()
-        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+    def denominators(self, experience: Experience, rows: torch.Tensor) -> Denominators:
+        """Tokens and states of a minibatch."""
+        return Denominators(experience.mask[rows].sum(), experience.state_mask[rows].sum())
 
-    def end_step(self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]) -> bool:
-        """Log, schedule, save and show completions as they are due. Returns whether the run ends here."""
+    def loss(
+        self,
+        output: ActorCriticOutput,
+        experience: Experience,
+        rows: torch.Tensor,
+        denominators: Denominators,
+    ) -> PPOLoss:
+        """PPO's loss of a micro-batch."""
+        kl_coef = self.kl_controller.kl_coef if self.args.kl_in == "loss" else 0.0
+        return objective(self.args, kl_coef, output, experience, rows, denominators)
+
+    def pretraining_losses(self, rows: int) -> Iterator[torch.Tensor]:
+        """The language model's loss on as many rows of text as a minibatch has."""
+        if self.pretraining is None:
+            return
+        batch = self.pretraining.batch(next(self.update_numbers), rows)
+        args = self.args
+        for loss in pretraining_losses(
+            self.policy_model,
+            batch,
+            args.per_device_train_batch_size,
+            args.packing,
+            args.device,
+            self.autocast,
+        ):
+            yield args.ptx_coef * loss
+
+    def conclude_step(self, experience: Experience, stats: UpdateStats, seconds: dict[str, float]) -> None:
+        """Count the step, log its metrics, and steer what is steered by them."""
         args = self.args
         self.state.global_step += 1
         self.state.episode += args.batch_size
-        self.state.epoch = self.state.episode / len(self.train_dataset)
+        self.state.epoch = self.state.episode / (len(self.train_dataset) * args.num_generations)
         metrics = step_metrics(self, experience, stats, seconds)
         self.lr_scheduler_step()
         self.kl_controller.update(metrics["objective/kl"], args.batch_size)
+        if args.ref_reset_steps is not None and self.state.global_step % args.ref_reset_steps == 0:
+            mix_reference(self.policy_model, self.ref_model, 1.0)
         self.log(metrics)
         self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-        self.random_states = random_states()
-        ending = self.interrupts.received is not None or self.control.should_training_stop
-        if self.control.should_save or self.interrupts.received is not None or self._save_failed:
-            self._save(required=ending)
-        if self.interrupts.received is None:
-            self.show_completions_when_due()
-            # what evaluation and callbacks drew, a run that resumes from this step will not have drawn
-            set_random_states(self.random_states)
-        if self.interrupts.received is None:
-            return self.control.should_training_stop
-        if self._saved is None or self._saved.name != f"checkpoint-{self.state.global_step}":
-            self._save(required=True)
-        return True
 
-    def lr_scheduler_step(self) -> None:
-        """One step of the schedule for each batch of experience, as TRL does."""
-        with (
-            warnings.catch_warnings()
-        ):  # an update that was skipped leaves the optimizer a step behind; that is meant
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
-            self.lr_scheduler.step()
+    @property
+    def reference_changes(self) -> bool:
+        """Whether a checkpoint has to hold the reference."""
+        return self.args.ref_reset_steps is not None
 
-    def extra_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """What is logged beside PPO's metrics; override it to add your own measures of a rollout."""
-        return {"memory/rss_mb": resident_mb(), "memory/peak_rss_mb": peak_resident_mb()}
+    def carried(self) -> dict[str, Any]:
+        """The KL coefficient and the moments of the scores."""
+        return {"kl_coef": self.kl_controller.kl_coef, "score_moments": self.score_moments.as_list()}
 
-    # The run
-
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
-        """Run the loop to its end.
-
-        Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `args.output_dir`. On a
-                CPU the resumed run computes what the uninterrupted one would have, to the bit.
-
-        Raises:
-            CheckpointError: the checkpoint is not whole or not of this run, or the last one could not be written.
-            RewardError, TrainingStopped: the run cannot go on; a checkpoint holds its last good state.
-            SystemExit: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
-        """
-        self.guard.in_a_row, self._save_failed, self._saved = 0, False, None
-        if resume_from_checkpoint:
-            self._saved = find_checkpoint(Path(self.args.output_dir), resume_from_checkpoint)
-            state.read_state(self, self._saved)
-        else:
-            self.state = state.fresh_trainer_state(self)
-        self.state.max_steps = self.args.num_total_batches
-        self.state.num_train_epochs = self.args.total_episodes / len(self.train_dataset)
-        self.state.compute_steps(self.args, self.state.max_steps)
-        self.began, self.first_episode = time.perf_counter(), self.state.episode
-        self.is_in_train = True
-        try:
-            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-            # after the callbacks, which may draw: the run that wrote the checkpoint had drawn before
-            if resume_from_checkpoint:
-                set_random_states(self.random_states)
-            try_longest(self)
-            with self.interrupts:
-                self._run()
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        finally:
-            self.is_in_train = False
-        if self.interrupts.received is not None:
-            number, self.interrupts.received = self.interrupts.received, None
-            raise SystemExit(128 + number)
-
-    def _run(self) -> None:
-        try:
-            loop.run(self)
-        except (RewardError, TrainingStopped, FloatingPointError) as error:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            # a checkpoint of the last step stays as it is: updates of this step may have been made since
-            path = folder if self._saved == folder and folder.is_dir() else self._save(required=True)
-            raise type(error)(
-                f"after step {self.state.global_step}: {error}\nThe last good state is in {path}; "
-                "when the cause is mended, go on with train(resume_from_checkpoint=True)"
-            ) from error
-
-    # Saving
-
-    def _save(self, required: bool) -> Path | None:
-        """Write a checkpoint. One that fails in the middle of a run is tried again after the next step."""
-        self.enter_phase("saving")
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        try:
-            path = save_checkpoint(
-                folder, step, lambda target: state.write_state(self, target), self.args.save_total_limit
-            )
-        except CheckpointError as error:
-            self._save_failed = True
-            if required:
-                raise
-            warnings.warn(f"{error}; training goes on, and the next step tries again", stacklevel=2)
-            return None
-        self._save_failed, self._saved = False, path
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        return path
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the policy (a PEFT policy's adapter), the tokenizer and the critic to `output_dir`."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.policy_model.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        state.save_critic(self.value_model, folder / state.CRITIC)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+    def carry(self, reached: dict[str, Any]) -> None:
+        """Take up what `carried` gave."""
+        self.kl_controller.kl_coef = reached["kl_coef"]
+        self.score_moments = RunningMoments(*reached["score_moments"])

@@ -88,3 +88,22 @@ def test_k1_and_k3_estimate_the_same_divergence():
 def test_unknown_estimator():
     with pytest.raises(ValueError, match=r"kl_estimator is 'k4', expected one of k1, k2, k3"):
         kernels.kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_weighted_by_the_ratio_the_gradient_is_that_of_the_kl():
+    """Over all tokens of a distribution, each as often as another policy samples it."""
+    logits, old, reference = torch.randn(
+        3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    logits.requires_grad_()
+    logprobs, old, reference = (torch.log_softmax(each, dim=0) for each in (logits, old, reference))
+    found = (old.exp() * kernels.weighted_kl(logprobs, reference, logprobs - old)).sum()
+    exact = (logprobs.exp() * (logprobs - reference)).sum()
+    assert found.item() == pytest.approx(exact.item(), rel=1e-12)
+    (gradient,), (expected,) = (
+        torch.autograd.grad(each, logits, retain_graph=True) for each in (found, exact)
+    )
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+    # without the weight it is another one
+    plain = (old.exp() * kernels.kl_estimate(logprobs, reference, "k3")).sum()
+    assert not torch.allclose(torch.autograd.grad(plain, logits)[0], expected, rtol=1e-2)

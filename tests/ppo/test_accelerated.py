@@ -13,6 +13,7 @@ from fastrlhf.memory.adamw import AdamW
 from fastrlhf.models import linears
 from fastrlhf.models.backbone import is_accelerated
 from fastrlhf.ppo import loop
+from fastrlhf.ppo.stats import UpdateStats
 from tests.support.tiny import tiny_llama, tiny_trainer
 from tests.support.toy import VOCABULARY, toy_experience, toy_lora, toy_model, toy_rollout, toy_trainer
 from tests.support.toy_runs import assert_same_run, run
@@ -77,7 +78,7 @@ def test_gradient_checkpointing_costs_each_layer_a_second_forward(tmp_path, monk
     experience = toy_experience(trainer, toy_rollout())
     calls, product = [], linears.linear
     monkeypatch.setattr(linears, "linear", lambda *args: calls.append(1) or product(*args))
-    loop.update(trainer, experience, torch.arange(8), loop.UpdateStats())
+    loop.update(trainer, experience, torch.arange(8), UpdateStats())
     assert len(calls) == LAYERS * MAPS * (2 if checkpointing else 1)
 
 

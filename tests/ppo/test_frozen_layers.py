@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 from fastrlhf.models.frozen import layers_of
 from fastrlhf.ppo import loop
+from fastrlhf.ppo.stats import UpdateStats
 from tests.support.runs import metrics, same, snapshot
 from tests.support.tiny import tiny_llama, tiny_trainer
 from tests.support.toy import toy_lora, toy_model, toy_trainer
@@ -91,7 +92,7 @@ def test_the_bottom_runs_once_a_rollout_as_far_as_its_states_are_kept(tmp_path, 
     calls = counted(trainer.policy_model)
     experience = loop.evaluate(trainer, rollout, torch.linspace(-1, 1, 8))
     assert calls == [1, 1], "the values' forward; the reference has layers of its own"
-    stats = loop.UpdateStats()
+    stats = UpdateStats()
     for epoch in range(3):
         for rows in trainer.minibatches(epoch):
             loop.update(trainer, experience, rows, stats)

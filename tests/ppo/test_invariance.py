@@ -9,6 +9,7 @@ from fastrlhf import PPOTrainer
 from fastrlhf.models import actor_critic
 from fastrlhf.ppo import loop
 from fastrlhf.ppo.rollout import Rollout
+from fastrlhf.ppo.stats import UpdateStats
 from tests.support.toy import (
     EOS,
     PAD,
@@ -194,7 +195,7 @@ def test_the_ratio_of_the_first_minibatch_is_one(tmp_path, shape, packing, lora,
     rollout = trainer.rollout(next(iter(trainer.get_train_dataloader())))
     experience = loop.evaluate(trainer, rollout, torch.linspace(-1, 1, 8))
     rows = next(iter(trainer.minibatches(epoch=0)))
-    stats = loop.UpdateStats()
+    stats = UpdateStats()
     loop.update(trainer, experience, rows, stats)
     metrics = stats.metrics()
     rounding = 1e-5 if reuse else 0.0

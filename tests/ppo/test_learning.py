@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrlhf.ppo import loop
+from fastrlhf.ppo import trainer as ppo_trainer
 from tests.support.toy import VOCABULARY, toy_model, toy_prompts, toy_trainer
 
 
@@ -45,14 +45,14 @@ def test_ppo_learns_the_rewarded_word(tmp_path):
 
 @pytest.mark.parametrize("broken", ["no_advantage", "wrong_sign", "no_learning_rate"])
 def test_a_broken_ppo_does_not_learn(tmp_path, monkeypatch, broken):
-    made = loop.make_experience
+    made = ppo_trainer.make_experience
 
     def breaking(*args, **kwargs):
         experience = made(*args, **kwargs)
         experience.advantages *= {"no_advantage": 0.0, "wrong_sign": -1.0}.get(broken, 1.0)
         return experience
 
-    monkeypatch.setattr(loop, "make_experience", breaking)
+    monkeypatch.setattr(ppo_trainer, "make_experience", breaking)
     scores = scores_of(tmp_path, 12, learning_rate=1e-8 if broken == "no_learning_rate" else 1e-2)
     # 32 x 8 tokens a step: chance is 1/24, and its standard error over the last three steps is 0.007
     assert sum(scores[-3:]) / 3 < 1 / VOCABULARY + 0.05

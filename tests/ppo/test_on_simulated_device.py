@@ -34,8 +34,8 @@ class SimulatedConfig(PPOConfig):
         return torch.device("sim", 0) if super().device.type == "cpu" else super().device
 
 
-class SteppedTrainer(PPOTrainer):
-    """Evaluation and update are steps of the device, in which the host must not wait."""
+class Stepped:
+    """A trainer's evaluation and update are steps of the device, in which the host must not wait."""
 
     device_books = None
 
@@ -55,6 +55,10 @@ class SteppedTrainer(PPOTrainer):
         if step := vars(self).pop("_step", None):
             step.close()
             self.waited |= set(self.device_books.waits - self.waits_before)
+
+
+class SteppedTrainer(Stepped, PPOTrainer):
+    """PPO's."""
 
 
 def run(folder, monkeypatch, device=None, **options):

@@ -59,7 +59,8 @@ def test_the_update_is_corrected_for_the_rounding(tmp_path, lora, cap):
     trained = plain_logprobs(trainer.policy_model, rollout, 0.8)
     torch.testing.assert_close(experience.logprobs.double(), trained, **CLOSE)
     weights = torch.where(rollout.mask, (trained - sampled).exp().clamp(max=cap), 1.0)
-    torch.testing.assert_close(experience.weights.double(), weights, **CLOSE)
+    # of two log-probabilities, either as close as that, times at most the cap
+    torch.testing.assert_close(experience.weights.double(), weights, atol=4 * CLOSE["atol"], rtol=0)
     assert (weights[rollout.mask] < 1).any() and (weights[rollout.mask] > 1).any()
     assert bool((weights == cap).any()) == (cap < 2)
 

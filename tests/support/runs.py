@@ -13,11 +13,12 @@ CLOCK_PREFIXES = ("time/", "memory/")
 
 
 def snapshot(trainer: Any) -> dict[str, Any]:
-    """A copy of policy, critic, optimizer and scheduler."""
+    """A copy of policy, critic (if there is one), optimizer and scheduler."""
+    critic = trainer.model.value_model
     return copy.deepcopy(
         {
             "policy": dict(trainer.policy_model.state_dict()),
-            "critic": dict(trainer.model.value_model.state_dict()),
+            "critic": {} if critic is None else dict(critic.state_dict()),
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.lr_scheduler.state_dict(),
         }

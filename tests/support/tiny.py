@@ -156,6 +156,7 @@ def tiny_trainer(output_dir: Any, **overrides: Any) -> PPOTrainer:
         "optimizers": lambda: (None, None),
         "callbacks": lambda: None,
         "peft_config": lambda: None,
+        "pretrain_dataset": lambda: None,
     }
     given = {name: overrides.pop(name) for name in tuple(overrides) if name in arguments}
     made = {name: given[name] if name in given else make() for name, make in arguments.items()}
