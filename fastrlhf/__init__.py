@@ -6,11 +6,22 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate", "offload"]
+__all__ = [
+    "PPOConfig",
+    "PPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "__version__",
+    "accelerate",
+    "generate",
+    "offload",
+]
 
 _HOMES = {
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
+    "SFTConfig": "fastrlhf.sft",
+    "SFTTrainer": "fastrlhf.sft",
     "accelerate": "fastrlhf.models.accelerate",
     "generate": "fastrlhf.generation.api",
     "offload": "fastrlhf.memory.offload",

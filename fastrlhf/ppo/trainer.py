@@ -23,18 +23,18 @@ from fastrlhf.models.heads import ValueHead
 from fastrlhf.ppo import loop, state
 from fastrlhf.ppo.arguments import as_list, check_models, check_policy, stop_tokens
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches, resolve_batch_sizes
-from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.completions import ShowsCompletions
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
-from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
-from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.metrics import step_metrics
-from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
 from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
+from fastrlhf.trainers.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
+from fastrlhf.trainers.guard import TrainingStopped, UpdateGuard
+from fastrlhf.trainers.interrupt import Interrupts
+from fastrlhf.trainers.randomness import random_states, set_random_states
 
 
 class PPOTrainer(ShowsCompletions, HasRoles, Trainer):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from fastrlhf.bench.peers import TRL, PeerError, install
+from fastrlhf.bench.peers import TRL, Peer, PeerError, install
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def install_trl() -> Path:
-    """The folder that holds TRL 1.12 (see `fastrlhf.bench.peers`); without it the test is skipped."""
+def install_trl(peer: Peer = TRL) -> Path:
+    """The folder that holds TRL 1.12, or another (see `fastrlhf.bench.peers`); without it the test is skipped."""
     try:
-        return install(TRL)
+        return install(peer)
     except PeerError as error:
         pytest.skip(str(error))
 
