@@ -91,8 +91,10 @@ def linear_cross_entropy(
     )
     losses = -logprobs * logprobs.detach().exp() if confidence_weighted else -logprobs
     total = losses.sum()
-    if denominator is not None:
-        total = total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(min=1)
+    if isinstance(denominator, torch.Tensor):
+        total = total / denominator.to(total).clamp(min=1)
+    elif denominator is not None:
+        total = total / max(denominator, 1)
     elif reduction == "mean":
         total = total / max(len(targets), 1)
     with torch.no_grad():

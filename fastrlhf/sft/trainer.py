@@ -260,8 +260,10 @@ class SFTTrainer(BaseTrainer):
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """As the base's, with the tokens seen so far."""
-        if any(name.endswith("loss") for name in logs):
-            logs["num_tokens" if self.mode == "train" else "eval_num_tokens"] = self.total_train_tokens
+        if "loss" in logs:
+            logs["num_tokens"] = self.total_train_tokens
+        elif any(name.startswith("eval_") for name in logs):
+            logs["eval_num_tokens"] = self.total_train_tokens
         super().log(logs, *rest)
 
 
