@@ -92,12 +92,6 @@ def good_rows(
     bad.finish(good)
 
 
-def numbered(rows: Iterable[Any], what: str) -> Iterator[Row]:
-    """Rows of a dataset that has no lines."""
-    for number, values in enumerate(rows):
-        yield Row(f"row {number} of {what}", values)
-
-
 def check_on_bad_rows(value: str) -> None:
     """Raise ValueError unless `value` is one of `ON_BAD_ROWS`."""
     if value not in ON_BAD_ROWS:

@@ -8,7 +8,17 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from fastrlhf.data.packing import pack
-from fastrlhf.data.rows import MESSAGES, PREFERENCE, PROMPT, PROMPT_COMPLETION, TEXT, TOKENS, Fault, kind_of
+from fastrlhf.data.rows import (
+    MESSAGES,
+    PREFERENCE,
+    PROMPT,
+    PROMPT_COMPLETION,
+    TEXT,
+    TOKENS,
+    Fault,
+    fault_of,
+    kind_of,
+)
 from fastrlhf.data.tokenize import (
     IGNORED,
     masked_labels,
@@ -16,7 +26,7 @@ from fastrlhf.data.tokenize import (
     prompt_completion_tokens,
     text_tokens,
 )
-from fastrlhf.data.validate import BadRows, DataError, good_rows, numbered
+from fastrlhf.data.validate import BadRows, DataError
 from fastrlhf.sft.config import SFTConfig
 
 COLUMNS = ("input_ids", "labels")
@@ -49,7 +59,7 @@ def kind_of_dataset(dataset: Dataset, args: SFTConfig, name: str) -> str:
         DataError: one that has nothing to imitate, or none that is known.
     """
     try:
-        kind = kind_of(_without_nulls(dataset[0]), args.dataset_text_field)
+        kind = kind_of(dict.fromkeys(dataset.column_names), args.dataset_text_field)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from None
     if kind in (PREFERENCE, PROMPT):
@@ -84,9 +94,7 @@ def prepare(
         texts = [formatting_func(row) for row in dataset]
         dataset = Dataset.from_dict({args.dataset_text_field: texts})
     kind = kind_of_dataset(dataset, args, name)
-    rows = map(_without_nulls, dataset)
-    good = good_rows(numbered(rows, name), kind, name, args.on_bad_rows, args.dataset_text_field)
-    dataset = Dataset.from_list(list(good))
+    dataset = _checked(dataset, kind, args, name)
     kept = slice(None) if packing or args.max_length is None else _kept(args)  # packing cuts to length itself
     dataset = _tokenized(dataset, kind, tokenizer, args, completion_only, kept, name)
     if args.shuffle_dataset:
@@ -95,6 +103,28 @@ def prepare(
         dataset = Dataset.from_dict(pack(dataset.to_dict(), args.max_length, args.packing_strategy))
         dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
     return _with_targets(dataset, name)
+
+
+def check_labels(dataset: Dataset, name: str) -> None:
+    """Raise DataError where a dataset that is taken as it is has masks that nobody would look at."""
+    masks = {"completion_mask", "assistant_masks"} & set(dataset.column_names)
+    if masks and "labels" not in dataset.column_names:
+        raise DataError(
+            f"{name} has {', '.join(sorted(masks))} and no labels, and skip_prepare_dataset=True makes none: every "
+            "token would count; add labels, or leave skip_prepare_dataset out"
+        )
+
+
+def _checked(dataset: Dataset, kind: str, args: SFTConfig, name: str) -> Dataset:
+    """The rows that are of this kind."""
+    bad, good = BadRows(name, args.on_bad_rows), []
+    for number, row in enumerate(dataset):
+        if fault := fault_of(_without_nulls(row), kind, args.dataset_text_field):
+            bad.add(f"row {number} of {name}", fault)
+        else:
+            good.append(number)
+    bad.finish(len(good))
+    return dataset.select(good) if bad.count else dataset
 
 
 def _tokenized(

@@ -23,7 +23,7 @@ from fastrlhf.models.backbone import (
 )
 from fastrlhf.models.heads import check_language_model_head, language_model_head
 from fastrlhf.sft.config import SFTConfig
-from fastrlhf.sft.dataset import as_dataset, kind_of_dataset, prepare
+from fastrlhf.sft.dataset import as_dataset, check_labels, kind_of_dataset, prepare
 from fastrlhf.trainers.base import BaseTrainer
 from fastrlhf.trainers.loading import load_model, load_tokenizer, set_chat_template, set_special_tokens
 from fastrlhf.trainers.models import accelerate_models, check_auxiliary_loss, with_adapter
@@ -164,6 +164,7 @@ class SFTTrainer(BaseTrainer):
     def _prepared(self, dataset: Any, tokenizer: Any, args: SFTConfig, packing: bool, name: str) -> Any:
         dataset = as_dataset(dataset, name)
         if args.skips_preparation:
+            check_labels(dataset, name)
             return dataset
         return prepare(
             dataset,
@@ -262,7 +263,7 @@ class SFTTrainer(BaseTrainer):
         """As the base's, with the tokens seen so far."""
         if "loss" in logs:
             logs["num_tokens"] = self.total_train_tokens
-        elif any(name.startswith("eval_") for name in logs):
+        elif self.mode == "eval" and "train_runtime" not in logs:
             logs["eval_num_tokens"] = self.total_train_tokens
         super().log(logs, *rest)
 

@@ -118,9 +118,8 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """transformers' log, with the meters' ratios and the memory of the process."""
-        evaluating = any(name.startswith("eval_") for name in logs)
-        measured = self.meters["eval" if evaluating else "train"].take()
-        logs.update({f"eval_{name}" if evaluating else name: value for name, value in measured.items()})
+        prefix = "eval_" if self.mode == "eval" else ""
+        logs |= {prefix + name: value for name, value in self.meters[self.mode].take().items()}
         if "loss" in logs:
             logs |= {
                 "train/skipped_updates": self.skipped_updates,

@@ -107,6 +107,14 @@ def mixture():
             DataError,
             "row 0 of train_dataset, field 'labels': has 1 entries and 'input_ids' 2",
         ),
+        (
+            {
+                "train_dataset": [{"input_ids": [1, 2], "completion_mask": [0, 1]}],
+                "dataset_kwargs": {"skip_prepare_dataset": True},
+            },
+            DataError,
+            "train_dataset has completion_mask and no labels, and skip_prepare_dataset=True makes none",
+        ),
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
@@ -136,6 +144,13 @@ def test_rows_whose_prompts_fill_max_length_are_left_out(tmp_path):
     rows = [{"prompt": "t1 " * 9, "completion": "t2"}, {"prompt": "t1 ", "completion": "t2 t3"}]
     trainer = sft_trainer(tmp_path, train_dataset=rows, max_length=4)
     assert trainer.train_dataset["input_ids"] == [[1, 2, 3, 29]]
+
+
+def test_a_bad_first_row_is_left_out_as_any_other(tmp_path):
+    rows = [{"text": None}, {"text": "t1 t2"}]
+    with pytest.warns(UserWarning, match=r"row 0 of train_dataset, field 'text': is missing"):
+        trainer = sft_trainer(tmp_path, train_dataset=rows, on_bad_rows="skip")
+    assert len(trainer.train_dataset) == 1
 
 
 def test_texts_by_a_function(tmp_path):

@@ -180,6 +180,7 @@ def test_evaluation(tmp_path):
     assert metrics["eval_loss"] == evaluated[-1]["eval_loss"]
     padded = trained(tmp_path, eval_dataset=held_out, unpadded=False)
     assert padded.evaluate()["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
+    assert {"test_loss", "eval_entropy"} <= trainer.evaluate(metric_key_prefix="test").keys()
     several = sft_trainer(tmp_path, eval_dataset={"a": held_out, "b": texts(3)})
     assert {"eval_a_loss", "eval_b_loss"} <= several.evaluate().keys()
 
