@@ -134,7 +134,7 @@ def check_checkpoint(path: Path, trainer: str | None = None) -> dict:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}): use an earlier checkpoint") from None
-    expected = f"{FORMAT}{trainer or ''}"
+    expected = f"{FORMAT}{trainer or '*'}"
     if not (written_by == expected if trainer else written_by.startswith(FORMAT)) or version > VERSION:
         raise CheckpointError(
             f"{path} is {written_by} version {version}, expected {expected} {VERSION}: read it with the trainer "

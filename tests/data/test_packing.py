@@ -30,6 +30,7 @@ def test_a_sequence_goes_where_least_room_stays():
     # 6 and 5 open rows with 2 and 3 left of 8: the 2 fills the first, though the second has room too
     assert best_fit([6, 5, 2], 8) == [[0, 2], [1]]
     assert best_fit([6, 5, 3], 8) == [[0], [1, 2]]
+    assert best_fit([6, 6, 2], 8) == [[0, 2], [1]], "the first opened among equals"
     assert best_fit([0, 8, 0], 8) == [[1]]
 
 

@@ -318,7 +318,9 @@ def test_foreign_manifest(run_dir, content):
 def test_manifest_of_a_later_version(run_dir):
     path = run_dir / "checkpoint-4" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
-    refuses(tiny_trainer(run_dir), run_dir / "checkpoint-4", "version 99, expected fastrlhf- 1: read it with")
+    refuses(
+        tiny_trainer(run_dir), run_dir / "checkpoint-4", "version 99, expected fastrlhf-ppo 1: read it with"
+    )
 
 
 def test_missing_manifest(run_dir):

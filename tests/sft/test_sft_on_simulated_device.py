@@ -83,6 +83,10 @@ def test_it_learns_what_the_cpu_learns_and_waits_only_where_it_says(tmp_path, mo
         assert {parameter.device.type for parameter in trainer.model.parameters()} == {"sim"}
         assert trainer.waited <= {MASK_LOOKED_AT}
         assert "linear_logprob" in device.launches
+        ours = CASES[case].get("accelerate", True)
+        assert ("attention" in device.launches) == ours, (
+            "told the bounds, and not left to find them in a mask"
+        )
     ours, theirs = (
         [row for row in metrics(one) if not row.keys() & set(TIMED[:1])] for one in (trainer, cpu)
     )
