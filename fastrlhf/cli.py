@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from fastrlhf.bench.command import add_bench
+from fastrlhf.commands.stage import add_init, add_stage
+from fastrlhf.commands.stages import STAGES
 from fastrlhf.demo.command import add_demo
 from fastrlhf.doctor import add_doctor
 from fastrlhf.generation.command import add_generate
@@ -24,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in SUBCOMMANDS:
         add(subparsers)
+    for stage in STAGES.values():
+        add_stage(subparsers, stage)
+    add_init(subparsers, STAGES)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
 

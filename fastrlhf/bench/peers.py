@@ -29,8 +29,8 @@ class Peer:
         return f"{self.name}=={self.version}"
 
 
-TRL = Peer("trl", "1.12.0")
-TRL_GROUPS = Peer("trl", "1.16.0")  # GRPO and RLOO as they are now; PPO left TRL in 1.13
+TRL = Peer("trl", "1.12.0")  # the last with PPO
+TRL_NOW = Peer("trl", "1.16.0")
 CTRANSLATE2 = Peer("ctranslate2", "4.8.5")
 
 

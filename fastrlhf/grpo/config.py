@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from fastrlhf.grpo.refused import check_refused
 from fastrlhf.ppo.config import PPOConfig
-from fastrlhf.ppo.options import check_common, check_one_of, check_ranges, option, settled
+from fastrlhf.ppo.options import check_common
+from fastrlhf.trainers.config import check_above, check_at_least, check_one_of, option, settled
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "luspo")
 GENERATION_KWARGS = (
@@ -174,7 +175,8 @@ class GroupConfig(TrainingArguments):
             "keep_last": 1,
             "max_skipped_updates": 1,
         }
-        check_ranges(self, at_least, {"temperature": 0, "rollout_correction_cap": 0})
+        check_at_least(self, at_least)
+        check_above(self, {"temperature": 0, "rollout_correction_cap": 0})
         for name in ("num_generations", "max_completion_length"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is None, expected a number")
@@ -293,7 +295,7 @@ class GRPOConfig(GroupConfig):
             },
         )
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        check_ranges(self, {}, {"delta": 1 + high, "off_policy_mask_threshold": 0})
+        check_above(self, {"delta": 1 + high, "off_policy_mask_threshold": 0})
         if not 0 <= self.top_entropy_quantile <= 1:
             raise ValueError(
                 f"top_entropy_quantile is {self.top_entropy_quantile}, expected a number in [0, 1]"

@@ -35,11 +35,12 @@ from fastrlhf.grpo.plan import make_plan, sampling_settings
 from fastrlhf.grpo.rewards import Completed, Rewards
 from fastrlhf.grpo.stats import GroupStats
 from fastrlhf.models.backbone import base_model, context_length, is_peft
-from fastrlhf.ppo.arguments import check_policy, take_back_bfloat16
+from fastrlhf.ppo.arguments import check_policy
 from fastrlhf.ppo.experience import Evaluation, off_policy_correction
 from fastrlhf.ppo.online import Needs, OnlineTrainer
 from fastrlhf.ppo.roles import frozen_copy, mix_reference, prepare_policy
 from fastrlhf.ppo.rollout import Rollout
+from fastrlhf.trainers.config import take_back_bfloat16
 
 
 class GroupTrainer(EvaluatesGroups, OnlineTrainer):

@@ -9,6 +9,7 @@ from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.group_advantages import GroupAdvantages, group_advantages
 from fastrlhf.kernels.kl import kl_estimate, weighted_kl
 from fastrlhf.kernels.linear import linear
+from fastrlhf.kernels.linear_cross_entropy import LinearCrossEntropy, TokenStat, linear_cross_entropy
 from fastrlhf.kernels.linear_logprob import LinearLogprob, linear_logprob
 from fastrlhf.kernels.linear_logprob_with_reference import (
     LinearLogprobWithReference,
@@ -28,6 +29,7 @@ __all__ = [
     "AddedNorm",
     "Attention",
     "GroupAdvantages",
+    "LinearCrossEntropy",
     "LinearLogprob",
     "LinearLogprobWithReference",
     "PPOLoss",
@@ -35,6 +37,7 @@ __all__ = [
     "Rope",
     "Sample",
     "Stat",
+    "TokenStat",
     "adamw",
     "adamw_each",
     "attention",
@@ -48,6 +51,7 @@ __all__ = [
     "left_padded_attention",
     "left_padding",
     "linear",
+    "linear_cross_entropy",
     "linear_logprob",
     "linear_logprob_with_reference",
     "linear_ppo_loss",

@@ -64,16 +64,35 @@ def linear_logprob(
     backward computes the tiles again. With a frozen one the forward keeps the derivatives of each row's outputs in its
     hidden state, `[N, D]` each, float32 (one without `entropy_grad`), and the backward is elementwise.
     """
+    logprobs, entropy, _ = logprobs_beside_top(
+        hidden_states, weight, targets, bias, temperature, softcap, entropy_grad
+    )
+    return LinearLogprob(logprobs, entropy)
+
+
+def logprobs_beside_top(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    entropy_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `linear_logprob` returns, and the log-probability of each row's likeliest word, `[N]`, without gradient.
+
+    The two log-probabilities are equal to the bit where no word is likelier than the target.
+    """
     hidden_states, weight, bias = matrix_inputs(hidden_states, weight, bias)
     check_head(hidden_states, weight, targets, bias, temperature, softcap)
     frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
     slopes = 0
     if frozen and hidden_states.requires_grad and torch.is_grad_enabled():
         slopes = 2 if entropy_grad else 1
-    logprobs, entropy, *_ = _linear_logprob(
+    logprobs, entropy, *_, top_logprobs = _linear_logprob(
         hidden_states, weight, targets, bias, float(temperature), softcap, slopes
     )
-    return LinearLogprob(logprobs, entropy if entropy_grad else entropy.detach())
+    return logprobs, entropy if entropy_grad else entropy.detach(), top_logprobs
 
 
 def check_head(
@@ -116,7 +135,7 @@ def _cost(hidden_states, weight, targets, bias, temperature, softcap, slopes) ->
     """The products are the logits, and one for each slope."""
     (rows, width), vocabulary = hidden_states.shape, weight.shape[0]
     number = torch.promote_types(hidden_states.dtype, torch.float32).itemsize
-    written = rows * (2 * number + 8 + slopes * width * number)
+    written = rows * (3 * number + 8 + slopes * width * number)
     flops = rows * vocabulary * (2 * width * (1 + slopes) + 5)
     return Cost(nbytes(hidden_states, weight, targets, bias), written, flops)
 
@@ -152,9 +171,10 @@ def _linear_logprob(
     temperature: float,
     softcap: float | None,
     slopes: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """logprobs, entropy, logsumexp `[N]` in float64 (of the logits divided by the temperature, for the backward), and
-    the first `slopes` of d logprob / d hidden_states and d entropy / d hidden_states, `[N, D]` (the others empty)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logprobs, entropy, logsumexp `[N]` in float64 (of the logits divided by the temperature, for the backward), the
+    first `slopes` of d logprob / d hidden_states and d entropy / d hidden_states, `[N, D]` (the others empty), and the
+    log-probability of the likeliest word, `[N]`."""
     check_targets(targets, weight)
     return dispatch.call("linear_logprob", hidden_states, weight, targets, bias, temperature, softcap, slopes)
 
@@ -171,6 +191,7 @@ def _(hidden_states, weight, targets, bias, temperature, softcap, slopes):
             hidden_states.new_empty(hidden_states.shape if wanted else (0,), dtype=dtype)
             for wanted in (slopes > 0, slopes > 1)
         ),
+        hidden_states.new_empty(rows, dtype=dtype),
     )
 
 
@@ -217,8 +238,8 @@ def _(grad_logprobs, grad_entropy, hidden_states, weight, targets, bias, *rest):
 
 def _setup_context(ctx, inputs, output):
     hidden_states, weight, targets, bias, ctx.temperature, ctx.softcap, ctx.slopes = inputs
-    _, entropy, logsumexp, *slopes = output
-    ctx.mark_non_differentiable(logsumexp, *slopes, *([entropy] if ctx.slopes == 1 else []))
+    _, entropy, logsumexp, *slopes, top_logprobs = output
+    ctx.mark_non_differentiable(logsumexp, *slopes, top_logprobs, *([entropy] if ctx.slopes == 1 else []))
     ctx.set_materialize_grads(False)
     if ctx.slopes:
         ctx.dtype = hidden_states.dtype

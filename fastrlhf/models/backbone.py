@@ -120,6 +120,25 @@ def packed_forward(
         ).last_hidden_state
 
 
+def joined_hidden_states(
+    model: nn.Module, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """`[1, T, D]`: hidden states of sequences that stand one after the other in a row, and do not see each other.
+
+    Args:
+        input_ids, position_ids: `[1, T]`; positions begin again at zero with each sequence.
+        lengths: `[S]`, of the sequences, on the device; longest: of them, on the host.
+    """
+    bounds = {}
+    if is_accelerated(model):
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        bounds = {"attention_mask": attention_interface.packed_mask(cu_seqlens), "max_length_q": longest}
+    with host_waits(MASK_LOOKED_AT):
+        return backbone(model)(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds
+        ).last_hidden_state
+
+
 def hidden_states(
     model: nn.Module,
     input_ids: torch.Tensor,

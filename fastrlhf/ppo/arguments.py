@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from typing import Any
 
 from torch import nn
-from transformers import TrainingArguments
 
 from fastrlhf.models.backbone import base_model, is_peft
 from fastrlhf.models.decoder import CannotDescribe
 from fastrlhf.models.describe import describe
-from fastrlhf.models.frozen import bottom_pattern, depth_below
 from fastrlhf.models.heads import check_language_model_head
 from fastrlhf.ppo.config import PPOConfig
 
@@ -74,36 +70,6 @@ def check_rollout_weights(weights: str | None, model: nn.Module) -> None:
         ) from None
 
 
-def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | None = None) -> nn.Module:
-    """The policy with the adapter that `peft_config` describes (or as it is, without one).
-
-    Args:
-        trainable_layers: the adapter goes on the top layers alone, so many of them.
-    """
-    if peft_config is not None:
-        from peft import PeftConfig, get_peft_model
-
-        if not isinstance(peft_config, PeftConfig):
-            raise TypeError(f"peft_config is a {type(peft_config).__name__}, expected a peft.PeftConfig")
-        if is_peft(model):
-            raise ValueError("model is a PEFT model already: merge its adapter, or leave peft_config out")
-        if trainable_layers is not None:
-            peft_config = _on_top_layers(model, peft_config, trainable_layers)
-        with warnings.catch_warnings():  # peft 0.21 reads a name that transformers 5.23 has renamed
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            model = get_peft_model(model, peft_config)
-    if is_peft(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError("prompt-learning adapters (prefix or prompt tuning) are not supported: use LoRA")
-    return model
-
-
-def take_back_bfloat16(args: TrainingArguments) -> None:
-    """On a CPU, where bfloat16 would be slower, compute in float32 with a notice."""
-    if args.bf16 and args.device.type == "cpu":
-        warnings.warn("bf16=True on a CPU computes in float32, where bfloat16 would be slower", stacklevel=4)
-        args.bf16 = False
-
-
 def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a response."""
     if args.stop_token == "eos":
@@ -113,17 +79,6 @@ def stop_tokens(args: PPOConfig, tokenizer: Any) -> tuple[int, ...]:
             )
         return (tokenizer.eos_token_id,)
     return () if args.stop_token_id is None else (args.stop_token_id,)
-
-
-def _on_top_layers(model: nn.Module, peft_config: Any, trainable_layers: int) -> Any:
-    """The configuration, its adapters kept out of the layers below the top ones."""
-    if peft_config.exclude_modules is not None:
-        raise ValueError(
-            "trainable_layers keeps the adapter out of the layers below by exclude_modules, and peft_config has one "
-            "already: leave one of the two out"
-        )
-    pattern = bottom_pattern(model, depth_below(model, trainable_layers))
-    return dataclasses.replace(peft_config, exclude_modules=pattern)
 
 
 def _check_vocabulary(model: nn.Module, ref_model: nn.Module) -> None:

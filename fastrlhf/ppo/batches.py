@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from fastrlhf.data.order import PromptOrder
 from fastrlhf.ppo.config import PPOConfig
-from fastrlhf.ppo.randomness import seeded_generators
+from fastrlhf.trainers.randomness import seeded_generators
 
 
 def resolve_batch_sizes(args: PPOConfig, prompts: int) -> None:

@@ -11,7 +11,8 @@ from fastrlhf.generation.run import WEIGHTS
 from fastrlhf.kernels.group_advantages import GROUP_ESTIMATORS
 from fastrlhf.kernels.kl import KL_ESTIMATORS
 from fastrlhf.ppo.advantages import ESTIMATORS
-from fastrlhf.ppo.options import check_common, check_one_of, check_ranges, option, settled
+from fastrlhf.ppo.options import check_common
+from fastrlhf.trainers.config import check_above, check_at_least, check_one_of, option, settled
 
 # Of the off-policy correction where rollouts compute with rounded weights; the source's own choice (see `Experience`).
 DEFAULT_CORRECTION_CAP = 2.0
@@ -208,9 +209,10 @@ class PPOConfig(TrainingArguments):
                 "reward_position": ("end", "after_end"),
                 "advantage_estimator": ESTIMATORS,
                 "kl_in": ("reward", "loss"),
-                "rollout_weights": WEIGHTS,
             },
         )
+        if self.rollout_weights not in WEIGHTS:
+            raise ValueError(f"rollout_weights is {self.rollout_weights!r}, expected 'int8' or None")
         check_common(self)
         at_least = {
             "num_mini_batches": 1,
@@ -242,7 +244,8 @@ class PPOConfig(TrainingArguments):
             "adaptive_kl_target": 0,
             "rollout_correction_cap": 0,
         }
-        check_ranges(self, at_least, above)
+        check_at_least(self, at_least)
+        check_above(self, above)
         self._check_advantages()
         if self.ref_reset_steps is not None and self.device_memory is not None:
             raise ValueError(

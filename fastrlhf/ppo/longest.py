@@ -18,10 +18,10 @@ from fastrlhf.generation.settings import Settings
 from fastrlhf.memory.adamw import AdamW
 from fastrlhf.models.backbone import evaluation_mode
 from fastrlhf.ppo import loop
-from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import model_scores
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.stats import UpdateStats
+from fastrlhf.trainers.randomness import random_states, set_random_states
 
 if TYPE_CHECKING:
     from fastrlhf.ppo.trainer import PPOTrainer

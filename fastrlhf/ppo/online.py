@@ -25,15 +25,15 @@ from fastrlhf.models.actor_critic import ActorCritic, ActorCriticOutput
 from fastrlhf.models.backbone import is_peft
 from fastrlhf.ppo import loop, state
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches
-from fastrlhf.ppo.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.ppo.experience import Evaluation, Experience
-from fastrlhf.ppo.guard import TrainingStopped, UpdateGuard
-from fastrlhf.ppo.interrupt import Interrupts
-from fastrlhf.ppo.randomness import random_states, set_random_states
 from fastrlhf.ppo.rewards import RewardError
 from fastrlhf.ppo.roles import HasRoles, frozen_copy
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.sampling import Samples
+from fastrlhf.trainers.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
+from fastrlhf.trainers.guard import TrainingStopped, UpdateGuard
+from fastrlhf.trainers.interrupt import Interrupts
+from fastrlhf.trainers.randomness import random_states, set_random_states
 
 
 class Plan(NamedTuple):

@@ -1,57 +1,10 @@
-"""What the configurations of online trainers share: how a field is written, and how its value is checked."""
+"""What is checked of the options that every online trainer has."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import field
 from typing import Any
 
 from fastrlhf.memory.sizes import parse_size
-
-
-def option(default: Any, help: str) -> Any:
-    """A field of a configuration."""
-    return field(default=default, metadata={"help": help})
-
-
-@contextmanager
-def settled(args: Any) -> Iterator[None]:
-    """Before transformers' own `__post_init__`, which goes into the block: bfloat16 unless fp16, and keep_last."""
-    if args.bf16 is None:
-        args.bf16 = not args.fp16
-    if args.keep_last is not None:
-        if args.save_total_limit not in (None, args.keep_last):
-            raise ValueError(
-                f"keep_last is {args.keep_last} and save_total_limit {args.save_total_limit}: set one of the two"
-            )
-        args.save_total_limit = args.keep_last
-    # the name is TRL's and ours to keep; transformers 5.23 has renamed its own
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
-        yield
-
-
-def check_ranges(args: Any, at_least: dict[str, float], above: dict[str, float]) -> None:
-    """Raise ValueError for a value below its bound (None is within any)."""
-    for name, low in at_least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= low:
-            raise ValueError(f"{name} is {value}, expected at least {low}")
-    for name, low in above.items():
-        value = getattr(args, name)
-        if value is not None and not value > low:
-            raise ValueError(f"{name} is {value}, expected more than {low}")
-
-
-def check_one_of(args: Any, choices: dict[str, tuple]) -> None:
-    """Raise ValueError for a value that is none of those that there are."""
-    for name, allowed in choices.items():
-        if getattr(args, name) not in allowed:
-            raise ValueError(
-                f"{name} is {getattr(args, name)!r}, expected one of {', '.join(map(str, allowed))}"
-            )
 
 
 def check_common(args: Any) -> None:

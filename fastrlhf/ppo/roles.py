@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
 from fastrlhf.kernels.packed import limit_packed
-from fastrlhf.memory.adamw import DTYPES as ADAMW_DTYPES
-from fastrlhf.memory.adamw import AdamW
 from fastrlhf.memory.offload import offload
 from fastrlhf.memory.sizes import parse_size
-from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
+from fastrlhf.models.accelerate import accelerate_quietly
 from fastrlhf.models.backbone import (
     base_model,
     checkpoint_activations,
@@ -25,10 +21,11 @@ from fastrlhf.models.backbone import (
     reference_mode,
 )
 from fastrlhf.models.frozen import freeze_below, frozen_depth, share_bottom, splits
-from fastrlhf.ppo.arguments import with_adapter
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.frozen_states import FrozenStates
 from fastrlhf.ppo.reference_states import ReferenceStates, stands_on
+from fastrlhf.trainers.models import accelerate_models, with_adapter
+from fastrlhf.trainers.optimizer import HasOurAdamW
 
 
 def prepare_policy(
@@ -49,16 +46,6 @@ def prepare_policy(
     if args.trainable_layers is not None:
         freeze_bottom(args.trainable_layers, model, value_model)
     return model
-
-
-def accelerate_models(*models: Any) -> None:
-    """Accelerate those that are Hugging Face models, with one notice for each family that is not known."""
-    notices = {}
-    for model in models:
-        if isinstance(model, nn.Module) and is_hugging_face(base_model(model)):
-            notices.setdefault(base_model(model).config.model_type, accelerate_quietly(model))
-    for notice in filter(None, notices.values()):
-        warnings.warn(notice, stacklevel=4)
 
 
 def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Module | None) -> None:
@@ -88,7 +75,7 @@ def mix_reference(policy: nn.Module, reference: nn.Module, alpha: float) -> None
             parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)
 
 
-class HasRoles:
+class HasRoles(HasOurAdamW):
     """The part of a trainer that knows what its models are to each other.
 
     Attributes:
@@ -185,14 +172,3 @@ class HasRoles:
         if not self.args.bf16:
             return nullcontext()
         return torch.autocast(self.args.device.type, torch.bfloat16)
-
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: PPOConfig, model: nn.Module | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """transformers' choice, but for AdamW of PyTorch's ours, which clips in the pass that updates."""
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
-        if optimizer is not torch.optim.AdamW or any(p.dtype not in ADAMW_DTYPES for p in trained):
-            return optimizer, options
-        return AdamW, {name: value for name, value in options.items() if name != "fused"}

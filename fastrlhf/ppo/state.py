@@ -16,8 +16,8 @@ from transformers.trainer_callback import ExportableState
 
 from fastrlhf.kernels import products
 from fastrlhf.models.backbone import is_peft
-from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
 from fastrlhf.ppo.merged import save_merged
+from fastrlhf.trainers.checkpoint import CheckpointError, check_checkpoint
 
 if TYPE_CHECKING:
     from fastrlhf.ppo.online import OnlineTrainer

@@ -21,7 +21,6 @@ from fastrlhf.ppo.arguments import (
     check_policy,
     check_rollout_weights,
     stop_tokens,
-    take_back_bfloat16,
 )
 from fastrlhf.ppo.batches import resolve_batch_sizes
 from fastrlhf.ppo.completions import ShowsCompletions
@@ -37,6 +36,7 @@ from fastrlhf.ppo.roles import mix_reference, prepare_policy
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.shaping import RunningMoments, overlong_penalty
 from fastrlhf.ppo.stats import UpdateStats
+from fastrlhf.trainers.config import take_back_bfloat16
 
 
 class PPOTrainer(ShowsCompletions, OnlineTrainer):

@@ -408,7 +408,7 @@ def test_little_memory(tmp_path, kind):
 
 
 def test_max_skipped_updates(tmp_path):
-    from fastrlhf.ppo.guard import TrainingStopped
+    from fastrlhf.trainers.guard import TrainingStopped
 
     trainer = group_trainer("grpo", tmp_path, max_skipped_updates=2)
     with torch.no_grad():

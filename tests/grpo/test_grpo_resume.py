@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
-from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
 from fastrlhf.ppo.rewards import RewardError
+from fastrlhf.trainers.checkpoint import CheckpointError, check_checkpoint
 from tests.support import process
 from tests.support.groups import group_rows, group_trainer, small_words
 from tests.support.runs import metrics, same, snapshot

@@ -23,7 +23,7 @@ if native.missing("_cpu") is None:
     from fastrlhf.kernels.cpu.linear_logprob import linear_logprob
     from fastrlhf.kernels.cpu.linear_logprob_backward import linear_logprob_backward
 
-FORWARD = ("logprobs", "entropy", "logsumexp", "logprob_slope", "entropy_slope")
+FORWARD = ("logprobs", "entropy", "logsumexp", "logprob_slope", "entropy_slope", "top_logprobs")
 BACKWARD = ("grad_hidden", "grad_weight", "grad_bias")
 NAN, INF = math.nan, math.inf
 # So that the largest error of plain PyTorch is no accident.

@@ -64,16 +64,18 @@ def test_rows_past_2_31_elements():
             0.0,
         )
         launch_triton(linear_logprob_kernel, (1, 1), CPU, *arguments, **PLAIN, **TILE)
-    logprobs, entropy = (after(first, torch.full((FEW,), torch.nan)) for _ in range(2))
+    logprobs, entropy, top_logprobs = (after(first, torch.full((FEW,), torch.nan)) for _ in range(3))
     logsumexp = after(first, torch.full((FEW,), torch.nan, dtype=torch.float64))
     with programs_from(first // 256):
-        results = partial, targets, logprobs, entropy, logsumexp, rows, padded, WORDS, 1
-        launch_triton(linear_logprob_merge_kernel, (1,), CPU, *results, BLOCK=256, num_warps=2)
+        results = partial, targets, logprobs, entropy, logsumexp, top_logprobs
+        sizes = rows, padded, WORDS, 1
+        launch_triton(linear_logprob_merge_kernel, (1,), CPU, *results, *sizes, BLOCK=256, num_warps=2)
     expected = logits.log_softmax(1)
     torch.testing.assert_close(
         logprobs[first:].double(), expected[range(FEW), range(FEW)], rtol=1e-5, atol=1e-6
     )
     torch.testing.assert_close(logsumexp[first:], logits.logsumexp(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(top_logprobs[first:].double(), expected.amax(1), rtol=1e-5, atol=1e-6)
 
 
 def test_words_past_2_31_elements():

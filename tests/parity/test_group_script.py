@@ -10,7 +10,7 @@ import pytest
 from parity_cases import make_models
 from trl_process import REPOSITORY, child_environment, install_trl
 
-from fastrlhf.bench.peers import TRL_GROUPS
+from fastrlhf.bench.peers import TRL_NOW
 
 SCRIPT = '''
 import json
@@ -152,7 +152,7 @@ def run_script(library: str, kind: str, folder, models, *paths) -> dict:
 
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
 def test_script_for_trl_runs_with_only_its_import_changed(tmp_path, kind):
-    trl_folder = install_trl(TRL_GROUPS)
+    trl_folder = install_trl(TRL_NOW)
     make_models(tmp_path / "models")
     models = tmp_path / "models" / "llama"
     theirs = run_script("trl", kind, tmp_path / "theirs", models, trl_folder)

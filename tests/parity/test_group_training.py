@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 from trl_process import child_environment, install_trl
 
 from fastrlhf import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from fastrlhf.bench.peers import TRL_GROUPS
+from fastrlhf.bench.peers import TRL_NOW
 
 SIDES = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 RELATIVE, ABSOLUTE, WEIGHTS = 1e-4, 1e-6, 1e-5
@@ -47,7 +47,7 @@ def theirs(tmp_path_factory) -> Path:
     make_models(root / "models")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("group_worker.py")), str(root)],
-        env=child_environment(install_trl(TRL_GROUPS)),
+        env=child_environment(install_trl(TRL_NOW)),
         capture_output=True,
         text=True,
     )

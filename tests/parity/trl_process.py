@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def install_trl(peer: Peer = TRL) -> Path:
-    """The folder that holds TRL (see `fastrlhf.bench.peers`); without it the test is skipped."""
+    """The folder that holds TRL 1.12, or another (see `fastrlhf.bench.peers`); without it the test is skipped."""
     try:
         return install(peer)
     except PeerError as error:

@@ -8,13 +8,13 @@ import inspect
 METHODS = ("train", "generate_completions", "save_model", "get_train_dataloader", "get_eval_dataloader")
 
 
-def signature(trainer: type, config: type) -> dict:
+def signature(trainer: type, config: type, methods: tuple[str, ...] = METHODS) -> dict:
     """Parameters of trainer, its methods and config; the config's fields, and their values in an instance."""
     made = config(output_dir="out", use_cpu=True, report_to=[])
     fields = dataclasses.fields(config)
     return {
         "trainer": _parameters(trainer.__init__),
-        "methods": {name: _parameters(getattr(trainer, name)) for name in METHODS},
+        "methods": {name: _parameters(getattr(trainer, name)) for name in methods},
         "config": _parameters(config.__init__),
         "fields": [[item.name, _default(item)] for item in fields],
         "values": {item.name: repr(getattr(made, item.name)) for item in fields if item.init},

@@ -18,8 +18,9 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastrlhf import accelerate
-from fastrlhf.ppo import checkpoint, state
-from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint, checkpoints, save_checkpoint
+from fastrlhf.ppo import state
+from fastrlhf.trainers import checkpoint
+from fastrlhf.trainers.checkpoint import CheckpointError, check_checkpoint, checkpoints, save_checkpoint
 from tests.support import process
 from tests.support.runs import metrics, same, snapshot
 from tests.support.tiny import (
@@ -344,7 +345,7 @@ def test_nothing_to_resume_from(tmp_path):
 
 def test_folder_of_a_model(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
-    refuses(tiny_trainer(tmp_path / "run"), tmp_path / "model", "not written by a trainer of fastrlhf's")
+    refuses(tiny_trainer(tmp_path / "run"), tmp_path / "model", "not written by a trainer of fastrlhf")
 
 
 def test_checkpoint_of_another_trainer(tmp_path):
@@ -354,7 +355,7 @@ def test_checkpoint_of_another_trainer(tmp_path):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         torch.save({}, folder / name)
     (folder / "trainer_state.json").write_text("{}")
-    refuses(tiny_trainer(tmp_path / "run"), folder, "not written by a trainer of fastrlhf's")
+    refuses(tiny_trainer(tmp_path / "run"), folder, "not written by a trainer of fastrlhf")
 
 
 def lora():

@@ -12,9 +12,9 @@ import time
 import pytest
 from transformers import TrainerCallback
 
-from fastrlhf.ppo.checkpoint import check_checkpoint, checkpoints, find_checkpoint
-from fastrlhf.ppo.interrupt import Interrupts
 from fastrlhf.ppo.rewards import RewardError
+from fastrlhf.trainers.checkpoint import check_checkpoint, checkpoints, find_checkpoint
+from fastrlhf.trainers.interrupt import Interrupts
 from tests.support import process
 from tests.support.runs import metrics, same, snapshot
 from tests.support.tiny import tiny_prompts, tiny_reward, tiny_trainer

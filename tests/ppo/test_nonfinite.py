@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from fastrlhf import PPOTrainer
-from fastrlhf.ppo.guard import TrainingStopped
 from fastrlhf.ppo.rewards import RewardError
+from fastrlhf.trainers.guard import TrainingStopped
 from tests.support.runs import finite, metrics, same, snapshot
 from tests.support.tiny import tiny_llama_classifier, tiny_reward, tiny_trainer
 

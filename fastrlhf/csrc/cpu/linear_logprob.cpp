@@ -206,8 +206,10 @@ FASTRLHF_INLINE void finish_panel(const Job<T>& job, int64_t panel, const float*
     const double other_sum = factor * others.sum[lane], sum = other_sum + e;
     const double other_moment = factor * (others.moment[lane] - rise * others.sum[lane]);
     const double mean = (other_moment + e * from_centre) / sum;
-    out.logprobs[row] =
-        (float)(e > other_sum ? -std::log1p(other_sum / e) : target - largest - std::log(sum));
+    const double logprob = e > other_sum ? -std::log1p(other_sum / e) : target - largest - std::log(sum);
+    out.logprobs[row] = (float)logprob;
+    // The very same number where no word is likelier than the target: who compares the two asks for that.
+    if (out.top_logprobs) out.top_logprobs[row] = (float)(target < old ? -std::log(sum) : logprob);
     out.entropy[row] = (float)(std::log(sum) - centre - mean);
     out.logsumexp[row] = largest + std::log(sum);
     if (!job.plan.slopes) continue;

@@ -16,6 +16,7 @@ struct LinearLogprobHead {
 struct LinearLogprobOutputs {
   float *logprobs, *entropy;              // [N]
   double* logsumexp;                      // [N]
+  float* top_logprobs;                    // [N], of the likeliest words; may be null
   float *logprob_slope, *entropy_slope;  // [N, D], each may be null (the second if the first is)
   float* logits;                         // held whole, as `held_logits` says; null unless the slopes are
 };

@@ -32,12 +32,12 @@ inline void bind_linear_logprob(pybind11::module_& module) {
     return held_logits(linear_logprob_head({}, sizes, 1, 0));
   });
   module.def("linear_logprob", [](const LinearLogprobInputs& inputs, const LinearLogprobSizes& sizes,
-                                  float temperature, float softcap, const std::array<uintptr_t, 6>& out,
+                                  float temperature, float softcap, const std::array<uintptr_t, 7>& out,
                                   uintptr_t scratch, int threads) {
     pybind11::gil_scoped_release release;
     linear_logprob(linear_logprob_head(inputs, sizes, temperature, softcap),
                    {(float*)out[0], (float*)out[1], (double*)out[2], (float*)out[3], (float*)out[4],
-                    (float*)out[5]},
+                    (float*)out[5], (float*)out[6]},
                    (float*)scratch, threads);
   });
   module.def("linear_logprob_backward",

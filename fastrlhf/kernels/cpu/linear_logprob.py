@@ -12,7 +12,7 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
     inputs, sizes = head(hidden_states, weight, targets, bias)
     rows, _, width = sizes
     empty = hidden_states.new_empty
-    logprobs, entropy = empty(rows), empty(rows)
+    logprobs, entropy, top_logprobs = empty(rows), empty(rows), empty(rows)
     logsumexp = torch.empty(rows, dtype=torch.float64)
     kept = [empty((rows, width) if wanted else 0) for wanted in (slopes > 0, slopes > 1)]
     module, threads = native.module("_cpu"), torch.get_num_threads()
@@ -23,12 +23,14 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
         temperature,
         softcap or 0.0,
         addresses(
-            logprobs, entropy, logsumexp, *(slope if slope.dim() == 2 else None for slope in kept), None
+            *(logprobs, entropy, logsumexp, top_logprobs),
+            *(slope if slope.dim() == 2 else None for slope in kept),
+            None,
         ),
         scratch.data_ptr(),
         threads,
     )
-    return logprobs, entropy, logsumexp, *kept
+    return logprobs, entropy, logsumexp, *kept, top_logprobs
 
 
 def head(hidden_states, weight, targets, bias) -> tuple[list[torch.Tensor | None], tuple[int, int, int]]:

@@ -39,7 +39,7 @@ def linear_ppo_loss(
     if gradients != 1:
         return by_parts(linear_logprob, linear_logprob_backward, ppo_loss, head_of_rows, options, gradients)
     # a frozen head: the derivatives of a row's outputs are known in the pass that finds those
-    logprobs, entropy, _, slope, entropy_slope = linear_logprob(*head_of_rows, 2 if with_entropy else 1)
+    logprobs, entropy, _, slope, entropy_slope, _ = linear_logprob(*head_of_rows, 2 if with_entropy else 1)
     operands = loss_operands(logprobs, entropy, *options)
     loss, stats, grad_logprobs, grad_values, grad_entropy = ppo_loss(*operands)
     slope *= grad_logprobs[:, None]
@@ -78,7 +78,7 @@ def _by_blocks(head_of_rows: tuple, options: tuple, *, needs_weight: bool) -> tu
             sizes,
             temperature,
             softcap or 0.0,
-            addresses(*found, None, None, held),
+            addresses(*found, None, None, None, held),
             forward_scratch.data_ptr(),
             threads,
         )

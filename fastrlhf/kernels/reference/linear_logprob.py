@@ -20,6 +20,7 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
         torch.empty(hidden_states.shape if wanted else 0, dtype=dtype, device=device)
         for wanted in (slopes > 0, slopes > 1)
     ]
+    top_logprobs = torch.empty_like(logprobs)
     for tile in tiles(rows):
         z = logits(hidden_states[tile], weight, bias, softcap)
         log_p = torch.log_softmax(z / temperature, dim=-1)
@@ -29,11 +30,12 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
         # From the largest logit, where the difference keeps all the bits.
         largest, at = z.max(dim=1, keepdim=True)
         logsumexp[tile] = ((largest / temperature).double() - log_p.gather(1, at)).squeeze(1)
+        top_logprobs[tile] = log_p.gather(1, at).squeeze(1)
         one, none = torch.ones_like(entropy[tile]), torch.zeros_like(entropy[tile])
         for slope, grads in zip(kept[:slopes], ((one, None), (none, one)), strict=False):
             grad_z = logits_gradient(z, log_p, chosen, entropy[tile], *grads, temperature, softcap)
             slope[tile] = grad_z.to(hidden_states.dtype) @ weight
-    return logprobs, entropy, logsumexp, *kept
+    return logprobs, entropy, logsumexp, *kept, top_logprobs
 
 
 def tiles(rows: int) -> list[slice]:

@@ -53,13 +53,13 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
         HAS_SOFTCAP=softcap is not None,
         **config,
     )
-    logprobs, entropy = partial.new_empty(rows), partial.new_empty(rows)
+    logprobs, entropy, top_logprobs = (partial.new_empty(rows) for _ in range(3))
     logsumexp = partial.new_empty(rows, dtype=torch.float64)
     launch_triton(
         linear_logprob_merge_kernel,
         (triton.cdiv(rows, MERGED_ROWS),),
         hidden_states.device,
-        *(partial, targets, logprobs, entropy, logsumexp, rows, padded, words, splits),
+        *(partial, targets, logprobs, entropy, logsumexp, top_logprobs, rows, padded, words, splits),
         BLOCK=MERGED_ROWS,
         num_warps=2,
     )
@@ -67,7 +67,7 @@ def linear_logprob(hidden_states, weight, targets, bias, temperature, softcap, s
     if slopes:
         head = hidden_states, weight, targets, bias, entropy, logsumexp, temperature, softcap
         kept[:slopes] = along_weight(*head, outputs=slopes)
-    return logprobs, entropy, logsumexp, *kept
+    return logprobs, entropy, logsumexp, *kept, top_logprobs
 
 
 @triton.jit
@@ -135,7 +135,17 @@ def linear_logprob_kernel(
 
 @triton.jit(do_not_specialize=["rows", "words", "splits"])
 def linear_logprob_merge_kernel(
-    partial, targets, logprobs, entropy, logsumexp, rows, padded, words, splits, BLOCK: tl.constexpr
+    partial,
+    targets,
+    logprobs,
+    entropy,
+    logsumexp,
+    top_logprobs,
+    rows,
+    padded,
+    words,
+    splits,
+    BLOCK: tl.constexpr,
 ):
     """Grid: blocks of rows. Joins the splits in order."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -161,5 +171,7 @@ def linear_logprob_merge_kernel(
     log_total = tl.log(total)
     tl.store(logprobs + row, of_target - largest - log_total, mask=inside)
     tl.store(entropy + row, log_total - moment / total, mask=inside)
+    # 0 - x and not -x: the target's, where it is the likeliest, to the bit
+    tl.store(top_logprobs + row, 0.0 - log_total, mask=inside)
     # the sum of the two has more bits than a float32
     tl.store(logsumexp + row, largest.to(tl.float64) + log_total.to(tl.float64), mask=inside)

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-FORMAT = "fastrlhf-ppo"
+# Of a manifest; the trainer that wrote it follows.
+FORMAT = "fastrlhf-"
 VERSION = 1
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -24,7 +25,13 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, write: Callable[[Path], None], keep_last: int | None = None
+    run_dir: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep_last: int | None = None,
+    *,
+    trainer: str = "ppo",
+    spared: Path | None = None,
 ) -> Path:
     """Write `run_dir/checkpoint-<step>` so that a kill at any moment leaves the checkpoint before it untouched.
 
@@ -34,6 +41,8 @@ def save_checkpoint(
         write: writes every file into the folder that it is given.
         keep_last: how many checkpoints stay, this one among them; all if None or 0. Older ones go only once the new
             one is whole.
+        trainer: whose checkpoint it is; others refuse it.
+        spared: a checkpoint that stays beside them (the best one).
 
     Returns:
         The checkpoint's folder.
@@ -47,7 +56,7 @@ def save_checkpoint(
         clear_leftovers(run_dir)
         temporary.mkdir()
         write(temporary)
-        _write_manifest(temporary, step)
+        _write_manifest(temporary, step, trainer)
         for path in sorted(temporary.rglob("*"), reverse=True):
             _sync(path)
         _sync(temporary)
@@ -62,7 +71,7 @@ def save_checkpoint(
             "earlier checkpoints are untouched: free some space or set another output_dir"
         ) from error
     if keep_last is not None and keep_last > 0:
-        others = [path for _, path in checkpoints(run_dir) if path != final]
+        others = [path for _, path in checkpoints(run_dir) if path not in (final, spared)]
         for old in others[: len(others) - (keep_last - 1)]:
             _discard(old)
     return final
@@ -78,21 +87,24 @@ def checkpoints(run_dir: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(found)
 
 
-def find_checkpoint(run_dir: Path, asked: str | Path | bool) -> Path:
+def find_checkpoint(run_dir: Path, asked: str | Path | bool, trainer: str = "ppo") -> Path:
     """The checkpoint to resume from: the one asked for, or for True the newest whole one in `run_dir`.
+
+    Args:
+        trainer: the one that is to have written it.
 
     Raises:
         CheckpointError: it is not there, or it (for True: every one) is not whole.
     """
     if asked is not True:
         clear_leftovers(Path(asked).parent)
-        check_checkpoint(Path(asked))
+        check_checkpoint(Path(asked), trainer)
         return Path(asked)
     clear_leftovers(run_dir)
     problems = []
     for _, path in reversed(list(checkpoints(run_dir))):
         try:
-            check_checkpoint(path)
+            check_checkpoint(path, trainer)
         except CheckpointError as error:
             problems.append(str(error))
         else:
@@ -100,8 +112,11 @@ def find_checkpoint(run_dir: Path, asked: str | Path | bool) -> Path:
     raise CheckpointError("\n".join([f"no whole checkpoint in {run_dir} to resume from", *problems]))
 
 
-def check_checkpoint(path: Path) -> dict:
+def check_checkpoint(path: Path, trainer: str | None = None) -> dict:
     """The manifest of a checkpoint whose files are all there and as they were written.
+
+    Args:
+        trainer: the one that is to have written it; None: any.
 
     Raises:
         CheckpointError: not a folder, not ours, of a later format, or a file is missing, cut short or altered.
@@ -110,19 +125,20 @@ def check_checkpoint(path: Path) -> dict:
         raise CheckpointError(f"{path} is not a folder: pass a checkpoint folder, or True for the newest one")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        ours = manifest["format"] == FORMAT
+        written_by = str(manifest["format"])
         files, version = dict(manifest["files"]), int(manifest["version"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} has no {MANIFEST}: it is not whole, or not written by a trainer of fastrlhf's; "
+            f"{path} has no {MANIFEST}: it is not whole, or not written by a trainer of fastrlhf; "
             "pass a checkpoint-<step> folder that it wrote, or True for the newest one"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}): use an earlier checkpoint") from None
-    if not ours or version > VERSION:
+    expected = f"{FORMAT}{trainer or '*'}"
+    if not (written_by == expected if trainer else written_by.startswith(FORMAT)) or version > VERSION:
         raise CheckpointError(
-            f"{path} is {manifest['format']} version {version}, expected {FORMAT} {VERSION}: read it with the fastrlhf "
-            "that wrote it"
+            f"{path} is {written_by} version {version}, expected {expected} {VERSION}: read it with the trainer "
+            "(and the fastrlhf) that wrote it"
         )
     for name, digest in files.items():
         if not (path / name).is_file():
@@ -153,11 +169,11 @@ def clear_leftovers(run_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_manifest(folder: Path, step: int) -> None:
+def _write_manifest(folder: Path, step: int, trainer: str) -> None:
     files = {
         str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+    manifest = {"format": f"{FORMAT}{trainer}", "version": VERSION, "step": step, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 

@@ -1,0 +1,1 @@
+"""One command for each trainer, all alike: a YAML file, flags that override it, and a run beside what made it."""

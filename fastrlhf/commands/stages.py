@@ -1,0 +1,8 @@
+"""The trainers that are commands, one line each."""
+
+from __future__ import annotations
+
+from fastrlhf.commands.sft import SFT
+from fastrlhf.commands.stage import Stage
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT,)}

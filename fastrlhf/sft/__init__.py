@@ -1,0 +1,6 @@
+"""Supervised fine-tuning."""
+
+from fastrlhf.sft.config import SFTConfig
+from fastrlhf.sft.trainer import SFTTrainer
+
+__all__ = ["SFTConfig", "SFTTrainer"]

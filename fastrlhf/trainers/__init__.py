@@ -1,0 +1,1 @@
+"""What every trainer needs: models made ready, checkpoints that are whole, signals, updates that are finite."""
