@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -47,8 +48,9 @@ class EagerStep:
             )
 
         angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
-        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
-        rows.draw(project(hidden, decoder.head))
+        product = functools.partial(project, group_offsets=rows.group_offsets[count])
+        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend, product)
+        rows.draw(product(hidden, decoder.head))
         # a row that only fills a graph's batch up would grow without end
         rows.lengths[:count] = lengths.clamp(max=self._last_position)
 
