@@ -40,16 +40,18 @@ class EagerStep:
         lengths = rows.lengths[:count] + 1
 
         def attend(layer: int, query, key, value):
-            self._cache.write(layer, slots, key, value)
+            caches = (cache[layer].flatten(0, 1) for cache in (self._cache.keys, self._cache.values))
+            query = dispatch.call("rope_cache", query, key, value, *angles, slots, *caches)
             of = decoder.layers[layer].attention
             caches = self._cache.keys[layer], self._cache.values[layer]
             return dispatch.call(
                 "decode_attention", query, *caches, table, lengths, of.scale, of.window, None
             )
 
-        angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
+        angles = (None, None) if self._angles is None else [table[positions] for table in self._angles]
         product = functools.partial(project, group_offsets=rows.group_offsets[count])
-        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend, product)
+        # the angles are `rope_cache`'s
+        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), None, attend, product)
         rows.draw(product(hidden, decoder.head))
         # a row that only fills a graph's batch up would grow without end
         rows.lengths[:count] = lengths.clamp(max=self._last_position)

@@ -21,6 +21,7 @@ from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
 from fastrlhf.kernels.quantize import QuantizedWeight, dequantize, quantize
 from fastrlhf.kernels.rope import Rope, rope, rope_inplace
+from fastrlhf.kernels.rope_cache import rope_cache
 from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope",
+    "rope_cache",
     "rope_inplace",
     "sample",
     "swiglu",

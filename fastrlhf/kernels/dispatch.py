@@ -45,6 +45,7 @@ OPERATIONS = (
     "ppo_loss",
     "quantize",
     "rope",
+    "rope_cache",
     "rope_inplace",
     "sample",
 )

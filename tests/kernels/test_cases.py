@@ -16,9 +16,9 @@ from fastrlhf.kernels.verify import DTYPES, error_ratio
 
 WITH_CASES = [name for name in dispatch.OPERATIONS if find_spec(f"fastrlhf.kernels.cases.{name}") is not None]
 
-# Of the cache only what the tables and the window let a row see; tested below, where every row is as long as it may be
+# Of the cache nothing, or only what the tables and the window let a row see; this is tested below, where every row is as long as it may be
 # (how long rows are is on the device, and no cost may ask).
-READS_A_PART = ("decode_attention",)
+READS_A_PART = ("decode_attention", "rope_cache")
 
 ALL = [
     pytest.param(operation, dtype, name, id=f"{operation}-{str(dtype).removeprefix('torch.')}-{name}")
