@@ -44,6 +44,7 @@ class Rows:
         self.logprobs, self.entropy = zeros(2, max_rows, dtype=torch.float32)
         self.group_offsets = zeros(max_rows + 1, 2, dtype=torch.int32)
         torch.arange(max_rows + 1, out=self.group_offsets[:, 1])
+        self._last_position = max(request.positions for request in requests) - 1
         settings = [request.settings for request in requests]
         penalised = any(each.repetition_penalty != 1 for each in settings)
         held_back = any(each.min_new_tokens and each.stop_token_ids for each in settings)
@@ -98,18 +99,16 @@ class Rows:
             self.banned[row].fill_(False)
 
     def draw(self, logits: torch.Tensor) -> None:
-        """Sample the first rows' next tokens, from logits `[count, V]`, by the operation's launcher."""
+        """Sample the first rows' next tokens, from logits `[count, V]`, by the operations' launchers; the rows are a
+        position longer then."""
         count = len(logits)
         seen, banned = (None if tensor is None else tensor[:count] for tensor in (self.seen, self.banned))
         # seed, step, temperature, top-k, top-p, min-p and penalty of all rows, in whose place are those of each
         of_all = (0, 0, 1.0, 0, 1.0, 0.0, 1.0)
         settings = self.settings(count)
         drawn = dispatch.call("sample", logits, self.row_ids[:count], *of_all, seen, banned, settings)
-        for kept, new in zip((self.tokens, self.logprobs, self.entropy), drawn, strict=True):
-            kept[:count] = new
-        self.steps[:count] += 1
-        if seen is not None:
-            seen.scatter_(1, drawn[0][:, None], True)
+        state = self.logprobs, self.entropy, self.tokens, self.steps, self.lengths
+        dispatch.call("end_step", *(tensor[:count] for tensor in state), seen, *drawn, self._last_position)
 
     @property
     def drawn(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

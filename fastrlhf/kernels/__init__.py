@@ -2,8 +2,10 @@
 
 from fastrlhf.kernels.adamw import adamw, adamw_each
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
+from fastrlhf.kernels.begin_step import BeginStep, begin_step
 from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
+from fastrlhf.kernels.end_step import end_step
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.group_advantages import GroupAdvantages, group_advantages
@@ -28,6 +30,7 @@ __all__ = [
     "GAE",
     "AddedNorm",
     "Attention",
+    "BeginStep",
     "GroupAdvantages",
     "LinearLogprob",
     "LinearLogprobWithReference",
@@ -39,8 +42,10 @@ __all__ = [
     "adamw",
     "adamw_each",
     "attention",
+    "begin_step",
     "decode_attention",
     "dequantize",
+    "end_step",
     "gae",
     "geglu",
     "group_advantages",

@@ -1,4 +1,4 @@
-"""Rotation of a decoding step's queries and keys, and its keys and values into a cache: contract and public function."""
+"""A decoding step's queries and keys rotated, keys and values written into a cache: contract and public function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rope_cache(
 
     Args:
         query: `[N, H, D]`, float; key, value: `[N, Hk, D]`, the same dtype.
-        cos, sin: `[N, R]`, see `rope`; None, both: a model without rotary embedding, whose keys are written as they are.
+        cos, sin: `[N, R]`, see `rope`; both None without rotary embedding, where keys are written as they are.
         slots: `[N]`, int64: where the caches take a token's key and value; a slot that they do not have takes nothing.
             No two tokens may have one slot, unless nobody reads it.
         key_cache, value_cache: `[S, Hk, D]`, the dtype of key, changed in place.

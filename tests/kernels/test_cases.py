@@ -16,9 +16,10 @@ from fastrlhf.kernels.verify import DTYPES, error_ratio
 
 WITH_CASES = [name for name in dispatch.OPERATIONS if find_spec(f"fastrlhf.kernels.cases.{name}") is not None]
 
-# Of the cache nothing, or only what the tables and the window let a row see; this is tested below, where every row is as long as it may be
-# (how long rows are is on the device, and no cost may ask).
-READS_A_PART = ("decode_attention", "rope_cache")
+# Of tables what their rows need, of what is only written to nothing, of the cache what the tables and the window let a
+# row see; the last is tested below, where every row is as long as it may be (how long rows are is on the device, and no
+# cost may ask).
+READS_A_PART = ("begin_step", "decode_attention", "end_step", "rope_cache")
 
 ALL = [
     pytest.param(operation, dtype, name, id=f"{operation}-{str(dtype).removeprefix('torch.')}-{name}")
