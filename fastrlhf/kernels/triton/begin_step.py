@@ -126,10 +126,10 @@ def begin_step_kernel(
         tl.store(slots + row, tl.where(has, block * BLOCK_SIZE + position % BLOCK_SIZE, -1))
         tl.store(longer + row, (position + 1).to(tl.int32))
         if ROTATED > 0:
-            column = tl.arange(0, ROTATED_BLOCK)
-            inside = column < ROTATED
-            of_cos = load_row(cos, position, positions, cos_stride, column, inside)
-            of_sin = load_row(sin, position, positions, sin_stride, column, inside)
-            to = row * ROTATED + column
-            tl.store(cos_out + to, of_cos.to(cos_out.dtype.element_ty), mask=inside)
-            tl.store(sin_out + to, of_sin.to(sin_out.dtype.element_ty), mask=inside)
+            angle = tl.arange(0, ROTATED_BLOCK)
+            rotated = angle < ROTATED
+            of_cos = load_row(cos, position, positions, cos_stride, angle, rotated)
+            of_sin = load_row(sin, position, positions, sin_stride, angle, rotated)
+            to = row * ROTATED + angle
+            tl.store(cos_out + to, of_cos.to(cos_out.dtype.element_ty), mask=rotated)
+            tl.store(sin_out + to, of_sin.to(sin_out.dtype.element_ty), mask=rotated)

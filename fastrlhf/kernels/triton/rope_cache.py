@@ -98,13 +98,13 @@ def rope_cache_kernel(
     token = tl.program_id(0).to(tl.int64)
     cos_a, cos_b, sin_a, sin_b = 1.0, 1.0, 0.0, 0.0
     if HALF > 0:
-        column = tl.arange(0, HALF_BLOCK)[None, :]
-        inside = column < HALF
-        cosines, sines = cos + token * cos_stride + column, sin + token * sin_stride + column
-        cos_a = tl.load(cosines, mask=inside, other=0.0).to(tl.float32)
-        cos_b = tl.load(cosines + HALF, mask=inside, other=0.0).to(tl.float32)
-        sin_a = tl.load(sines, mask=inside, other=0.0).to(tl.float32)
-        sin_b = tl.load(sines + HALF, mask=inside, other=0.0).to(tl.float32)
+        angle = tl.arange(0, HALF_BLOCK)[None, :]
+        rotated = angle < HALF
+        cosines, sines = cos + token * cos_stride + angle, sin + token * sin_stride + angle
+        cos_a = tl.load(cosines, mask=rotated, other=0.0).to(tl.float32)
+        cos_b = tl.load(cosines + HALF, mask=rotated, other=0.0).to(tl.float32)
+        sin_a = tl.load(sines, mask=rotated, other=0.0).to(tl.float32)
+        sin_b = tl.load(sines + HALF, mask=rotated, other=0.0).to(tl.float32)
     rotate_heads(
         query + token * query_token_stride,
         out + token * QUERY_HEADS * WIDTH,
