@@ -1,6 +1,7 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
-from fastrlhf.kernels.adamw import adamw, adamw_each
+from fastrlhf.kernels.adamw import adamw
+from fastrlhf.kernels.adamw_each import adamw_each
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
 from fastrlhf.kernels.begin_step import BeginStep, begin_step
 from fastrlhf.kernels.decode_attention import decode_attention

@@ -25,6 +25,7 @@ from fastrlhf.kernels import autocast
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
     "adamw",
+    "adamw_each",
     "attention",
     "attention_backward",
     "begin_step",

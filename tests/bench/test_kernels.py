@@ -178,6 +178,7 @@ def test_the_table_fits_a_narrow_console_and_names_what_was_missed(capsys, monke
 
 def test_every_operation_has_a_benchmark():
     inside = {
+        "adamw_each": "adamw",
         "attention_backward": "attention",
         "rope_inplace": "rope",
         "rope_cache": "rope",
