@@ -30,7 +30,7 @@ def end_step(
         steps: `[B]`, int64, becomes one more.
         lengths: `[B]`, int32, becomes one more, at most `last_position` (rows that only fill a CUDA graph's batch up
             would grow without end).
-        seen: `[B, V]`, bool, in which the tokens drawn are marked, or None.
+        seen: `[B, V]`, bool, in which the tokens drawn are marked (those outside of V are not), or None.
         drawn: tokens, log-probabilities and entropies as `sample` returns them.
 
     Raises:

@@ -58,6 +58,14 @@ def test_what_was_marked_stays_marked(device):
     assert arguments[5].tolist() == [[True, False], [True, True], [True, False]]
 
 
+def test_a_token_that_there_is_none_of_marks_nothing(device):
+    arguments = moved(cases(torch.float32)["marked"], device)
+    arguments[5] = torch.zeros(3, 4, dtype=torch.bool, device=device)
+    arguments[6] = torch.tensor([-1, 4, 3], device=device)
+    call(*arguments)
+    assert arguments[5].nonzero().tolist() == [[2, 3]]
+
+
 def test_without_marks_and_without_rows(device):
     for name in ("at the last position", "no row"):
         arguments = moved(cases(torch.float32)[name], device)

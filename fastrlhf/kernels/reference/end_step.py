@@ -12,5 +12,8 @@ def end_step(
     steps += 1
     lengths += 1
     lengths.clamp_(max=last_position)
-    if seen is not None:
-        seen.scatter_(1, new_tokens[:, None], True)
+    if seen is not None and seen.shape[1]:
+        # a token that there is none of leaves the mark of another as it is
+        known = (new_tokens >= 0) & (new_tokens < seen.shape[1])
+        column = new_tokens.clamp(0, seen.shape[1] - 1)[:, None]
+        seen.scatter_(1, column, seen.gather(1, column) | known[:, None])
