@@ -40,10 +40,10 @@ class EagerStep:
             angles = None, None
 
         def attend(layer: int, query, key, value):
-            caches = (cache[layer].flatten(0, 1) for cache in (self._cache.keys, self._cache.values))
-            query = dispatch.call("rope_cache", query, key, value, *angles, slots, *caches)
-            of = decoder.layers[layer].attention
             caches = self._cache.keys[layer], self._cache.values[layer]
+            of_slots = (cache.flatten(0, 1) for cache in caches)
+            query = dispatch.call("rope_cache", query, key, value, *angles, slots, *of_slots)
+            of = decoder.layers[layer].attention
             return dispatch.call(
                 "decode_attention", query, *caches, table, lengths, of.scale, of.window, None
             )

@@ -28,13 +28,13 @@ def adamw_each(
 ) -> None:
     """`adamw` on each of many contiguous tensors of any shape, all at the same step.
 
-    Where parameters are float32, the gradients of one dtype, and there is a copy of each or of none, this is one
-    operation: one native call on a CPU, a launch for each 64 tensors by the CUDA kernel. Elsewhere it is `adamw` on one
-    after the other.
+    Where parameters are float32, the gradients of one dtype, there is a copy of each or of none, and all options are
+    numbers, this is one operation: one native call on a CPU, a launch for each 64 tensors by the CUDA kernel. Elsewhere it
+    is `adamw` on one after the other.
 
     Args:
         parameters, gradients, exp_avgs, exp_avg_sqs, bfloat16_copies, grad_norm, max_norm: see `adamw`.
-        options: lr, step, betas, eps, weight_decay and grad_scale of `adamw`, numbers.
+        options: lr, step, betas, eps, weight_decay and grad_scale of `adamw`.
 
     Raises:
         ValueError, TypeError: as `adamw`.
@@ -45,7 +45,8 @@ def adamw_each(
     rows = list(zip(parameters, gradients, exp_avgs, exp_avg_sqs, copies, strict=True))
     if not rows:
         return
-    if _are_one_operation(rows, grad_norm):
+    numbers = not any(isinstance(option, torch.Tensor) for option in options.values())
+    if numbers and _are_one_operation(rows, grad_norm):
         _one_operation(rows, grad_norm, max_norm, **options)
         return
     for parameter, gradient, exp_avg, exp_avg_sq, copy in rows:

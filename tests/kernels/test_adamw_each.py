@@ -59,6 +59,15 @@ def test_what_cannot_be_one_operation_is_stepped_all_the_same(device):
     assert all(torch.equal(one, other) for one, other in zip(lists[0], alone[0], strict=True))
 
 
+def test_options_that_are_tensors_stay_on_the_device(device):
+    lists = moved(tensors(torch.float32, SHAPES, False), device)
+    alone = moved(lists, device)
+    options = OPTIONS | {"lr": torch.tensor(1e-2, device=device)}
+    kernels.adamw_each(*lists[:4], **options)
+    one_by_one(alone, **options)
+    assert all(torch.equal(one, other) for one, other in zip(lists[0], alone[0], strict=True))
+
+
 def test_autograd_knows_that_they_changed(device):
     lists = moved(tensors(torch.float32, SHAPES, True), device)
     before = [[tensor._version for tensor in each] for each in lists]
