@@ -29,8 +29,8 @@ def adamw_each(
     """`adamw` on each of many contiguous tensors of any shape, all at the same step.
 
     Where parameters are float32, the gradients of one dtype, there is a copy of each or of none, and all options are
-    numbers, this is one operation: one native call on a CPU, a launch for each 64 tensors by the CUDA kernel. Elsewhere it
-    is `adamw` on one after the other.
+    numbers, this is one operation: one native call on a CPU, a launch for each 64 tensors by the CUDA kernel.
+    Elsewhere it is `adamw` on one after the other.
 
     Args:
         parameters, gradients, exp_avgs, exp_avg_sqs, bfloat16_copies, grad_norm, max_norm: see `adamw`.
