@@ -46,6 +46,7 @@ CPU_SOURCES = (
 CUDA_SOURCES = (
     "bindings_cuda.cpp",
     "cuda/adamw.cu",
+    "cuda/adamw_each.cu",
     "cuda/decode_attention.cu",
     "cuda/gae.cu",
     "cuda/group_advantages.cu",

@@ -19,6 +19,17 @@ from fastrlhf.bench.sides import run_side
 
 SHOWN_KERNELS = 12
 
+# Title, figure of a row, and what a row calls our share of it.
+FIGURES = (
+    ("kernels", "launches", "launches"),
+    ("read and written, MB", "moved_mb", "bytes"),
+    ("  read, MB", "read_mb", None),
+    ("  written, MB", "written_mb", None),
+    ("peak, MB", "peak_mb", "peak"),
+    ("arithmetic, GFLOP", "gflop", None),
+    ("waits of the host", "waits", None),
+)
+
 
 @dataclass(frozen=True)
 class LaunchRow:
@@ -53,6 +64,10 @@ class LaunchRow:
     transformers: str
     peft: str
     peer: str
+
+    @property
+    def moved_mb(self) -> float:
+        return self.read_mb + self.written_mb
 
 
 def count(mode: str, model: str, *, threads: int, trl: Path | None) -> dict[str, dict[str, Any]]:
@@ -118,28 +133,27 @@ def _moved(step: Mapping[str, Any]) -> int:
 
 
 def show(rows: Sequence[LaunchRow], found: Mapping[str, dict[str, Any]]) -> None:
-    """Print the table, and the kernels that each contender launches most."""
+    """Print a table with a column for each contender, and the kernels that each launches most."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="One PPO step on the simulated accelerator", title_justify="left", show_lines=True)
-    for column in ("case", "contender", "kernels", "read MB", "written MB", "GFLOP", "peak MB", "host waits"):
-        table.add_column(column)
-    for column in ("ours: share of its kernels", "target", "of its bytes", "target", "of its peak"):
-        table.add_column(column)
-    for row in rows:
-        case = f"{row.mode} {row.model}"
-        figures = [f"{row.launches:,}", f"{row.read_mb:,.0f}", f"{row.written_mb:,.0f}", f"{row.gflop:,.0f}"]
-        figures += [f"{row.peak_mb:,.0f}", f"{row.waits:,}"]
-        if row.contender != "ours":
-            figures += [
-                f"{row.ours_launches:.3f}",
-                verdict(case, row.contender, "launches", row.ours_launches),
-                f"{row.ours_bytes:.3f}",
-                verdict(case, row.contender, "bytes", row.ours_bytes),
-                f"{row.ours_peak:.3f}",
-            ]
-        table.add_row(case, row.contender, *figures)
+    ours, *peers = rows
+    case = f"{ours.mode} {ours.model}"
+    table = Table(title=f"One PPO step on the simulated accelerator: {case}", title_justify="left")
+    table.add_column()
+    for name in (row.contender for row in rows):
+        table.add_column(name, justify="right")
+    for peer in peers:
+        table.add_column(f"share of {peer.contender}'s", justify="right")
+        table.add_column("target")
+    for title, figure, shares in FIGURES:
+        cells = [f"{getattr(row, figure):,.0f}" for row in rows]
+        for peer in peers:
+            share = getattr(peer, f"ours_{shares}") if shares else None
+            cells += (
+                ["", ""] if share is None else [f"{share:.3f}", verdict(case, peer.contender, shares, share)]
+            )
+        table.add_row(title, *cells)
     console = Console()
     console.print(table)
     for name, step in found.items():

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include "cuda/adamw_binding.h"
+#include "cuda/adamw_each_binding.h"
 #include "cuda/decode_attention_binding.h"
 #include "cuda/group_advantages_binding.h"
 #include "cuda/kernels.h"
@@ -31,6 +32,7 @@ PYBIND11_MODULE(_cuda, module) {
   });
 
   bind_adamw(module);
+  bind_adamw_each(module);
   bind_group_advantages(module);
   bind_quantize(module);
   bind_decode_attention(module);

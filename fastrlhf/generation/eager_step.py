@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from fastrlhf.generation.rows import Rows
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
-from fastrlhf.models.layers import embed, project, run_layers
+from fastrlhf.models.layers import project, run_layers
 
 
 class EagerStep:
@@ -23,7 +24,6 @@ class EagerStep:
     def __init__(self, decoder: Decoder, rows: Rows, cache: PagedCache, positions: int):
         self._decoder, self._rows, self._cache = decoder, rows, cache
         self._angles = decoder.angles(torch.arange(positions, device=decoder.embedding.device))
-        self._last_position = positions - 1
 
     @torch.no_grad()
     def __call__(self, count: int) -> None:
@@ -32,25 +32,25 @@ class EagerStep:
 
     def _run(self, count: int) -> None:
         rows, decoder = self._rows, self._decoder
-        positions = rows.lengths[:count].long()
         table = rows.block_table[:count]
-        block = table.gather(1, (positions // BLOCK_SIZE)[:, None])[:, 0].long()
-        slots = block * BLOCK_SIZE + positions % BLOCK_SIZE
-        lengths = rows.lengths[:count] + 1
+        state = rows.tokens[:count], rows.lengths[:count], table, BLOCK_SIZE
+        tables = decoder.embedding_scale, decoder.position_embedding, *(self._angles or (None, None))
+        hidden, slots, lengths, *angles = dispatch.call("begin_step", decoder.embedding, *state, *tables)
+        if self._angles is None:
+            angles = None, None
 
         def attend(layer: int, query, key, value):
-            self._cache.write(layer, slots, key, value)
-            of = decoder.layers[layer].attention
             caches = self._cache.keys[layer], self._cache.values[layer]
+            of_slots = (cache.flatten(0, 1) for cache in caches)
+            query = dispatch.call("rope_cache", query, key, value, *angles, slots, *of_slots)
+            of = decoder.layers[layer].attention
             return dispatch.call(
                 "decode_attention", query, *caches, table, lengths, of.scale, of.window, None
             )
 
-        angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
-        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
-        rows.draw(project(hidden, decoder.head))
-        # a row that only fills a graph's batch up would grow without end
-        rows.lengths[:count] = lengths.clamp(max=self._last_position)
+        product = functools.partial(project, group_offsets=rows.group_offsets[count])
+        hidden = run_layers(decoder, hidden, None, attend, product)  # the angles are `rope_cache`'s
+        rows.draw(product(hidden, decoder.head))
 
 
 Replay = Callable[[], None]

@@ -111,9 +111,9 @@ class Engine:
         copies = [new for new in admitted if new.copied is not None]
         targets = [new.blocks[(len(new.request.prefix) - 1) // BLOCK_SIZE] for new in copies]
         self.cache.copy_blocks([new.copied for new in copies], targets)
-        for new in admitted:
-            self._rows.place(len(self._active), new.request, new.blocks)
-            self._active.append(Active(new.request, new.blocks))
+        if admitted:
+            self._rows.place(len(self._active), [(new.request, new.blocks) for new in admitted])
+            self._active += [Active(new.request, new.blocks) for new in admitted]
         return len(self._active)
 
     def _begin_step(self) -> None:

@@ -39,8 +39,7 @@ def _run_batch(model: nn.Module, active: list[Request]) -> Iterator[Event]:
         ).logits[:, -1]
         if rows is None:
             rows = Rows(len(active), 1, logits.shape[1], device, active)
-            for row, request in enumerate(active):
-                rows.place(row, request, [])
+            rows.place(0, [(request, []) for request in active])
         rows.draw(logits)
         drawn = [tensor[: len(active)].tolist() for tensor in rows.drawn]
         for row, (request, token, logprob, entropy) in enumerate(zip(active, *drawn, strict=True)):

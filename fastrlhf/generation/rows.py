@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fastrlhf.generation.cache import SPARE_BLOCK
@@ -22,62 +24,55 @@ class Rows:
             `fastrlhf.kernels.sample`.
         seen, banned: `[B, V]`, bool, or None where no request needs them.
         logprobs, entropy: `[B]`, float32, of the tokens last sampled.
+        group_offsets: `[B + 1, 2]`, int32: of each number of rows the bounds of a group that has them all.
     """
 
     def __init__(
         self, max_rows: int, max_blocks: int, vocabulary: int, device: torch.device, requests: list[Request]
     ):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(max_rows, *shape, dtype=dtype, device=device)
+            return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.tokens, self.slots = zeros(), zeros()
-        self.lengths = zeros(dtype=torch.int32)
-        self.block_table = zeros(max_blocks, dtype=torch.int32).fill_(SPARE_BLOCK)
-        self.row_ids, self.seeds, self.steps, self.top_k = (zeros() for _ in range(4))
-        self.temperature, self.top_p, self.min_p, self.penalty = (
-            zeros(dtype=torch.float32) for _ in range(4)
-        )
-        self.logprobs, self.entropy = (zeros(dtype=torch.float32) for _ in range(2))
+        # what a row is made of lies in few tensors, so that rows come, move and go in few copies
+        self._whole = zeros(5, max_rows)
+        self.tokens, self.row_ids, self.seeds, self.steps, self.top_k = self._whole
+        self._words = zeros(5, max_rows, dtype=torch.float32)
+        self.temperature, self.top_p, self.min_p, self.penalty, lengths = self._words
+        self.lengths = lengths.view(torch.int32)
+        self.block_table = zeros(max_rows, max_blocks, dtype=torch.int32).fill_(SPARE_BLOCK)
+        self.slots = zeros(max_rows)
+        self.logprobs, self.entropy = zeros(2, max_rows, dtype=torch.float32)
+        self.group_offsets = zeros(max_rows + 1, 2, dtype=torch.int32)
+        torch.arange(max_rows + 1, out=self.group_offsets[:, 1])
+        self._last_position = max(request.positions for request in requests) - 1
         settings = [request.settings for request in requests]
         penalised = any(each.repetition_penalty != 1 for each in settings)
         held_back = any(each.min_new_tokens and each.stop_token_ids for each in settings)
-        self.seen = zeros(vocabulary, dtype=torch.bool) if penalised else None
-        self.banned = zeros(vocabulary, dtype=torch.bool) if held_back else None
+        self.seen = zeros(max_rows, vocabulary, dtype=torch.bool) if penalised else None
+        self.banned = zeros(max_rows, vocabulary, dtype=torch.bool) if held_back else None
 
-    def _of_row(self) -> list[torch.Tensor]:
-        """The tensors that a row is made of."""
-        tensors = (
-            self.tokens,
-            self.lengths,
-            self.block_table,
-            self.row_ids,
-            self.seeds,
-            self.steps,
-            self.top_k,
-        )
-        tensors += (self.temperature, self.top_p, self.min_p, self.penalty)
-        return [*tensors, *(tensor for tensor in (self.seen, self.banned) if tensor is not None)]
+    def place(self, first: int, requests: Sequence[tuple[Request, list[int]]]) -> None:
+        """Put requests, their prefixes in the cache's blocks that are named, into rows from the `first` on."""
+        rows, device = slice(first, first + len(requests)), self.tokens.device
+        whole, words, lengths = [], [], []
+        table = torch.full((len(requests), self.block_table.shape[1]), SPARE_BLOCK, dtype=torch.int32)
+        for row, (request, blocks) in enumerate(requests):
+            settings = request.settings
+            seed = settings.seed - (2**64 if settings.seed >= 2**63 else 0)
+            whole.append((request.prompt[-1], request.row_id, seed, 0, settings.top_k))
+            words.append((settings.temperature, settings.top_p, settings.min_p, settings.repetition_penalty))
+            lengths.append((len(request.prefix),))
+            table[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        of_lengths = torch.tensor(lengths, dtype=torch.int32).view(torch.float32)
+        words = torch.cat([torch.tensor(words, dtype=torch.float32), of_lengths], dim=1)
+        self._whole[:, rows] = upload(whole, torch.int64, device).T
+        self._words[:, rows] = upload(words, torch.float32, device).T
+        self.block_table[rows] = upload(table, torch.int32, device)
+        for row, (request, _) in enumerate(requests, first):
+            self._place_masks(row, request)
 
-    def place(self, row: int, request: Request, blocks: list[int]) -> None:
-        """Put a request, its prefix in the cache, into a row."""
-        settings = request.settings
-        numbers = {
-            "tokens": request.prompt[-1],
-            "lengths": len(request.prefix),
-            "row_ids": request.row_id,
-            "seeds": settings.seed - (2**64 if settings.seed >= 2**63 else 0),
-            "steps": 0,
-            "top_k": settings.top_k,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "min_p": settings.min_p,
-            "penalty": settings.repetition_penalty,
-        }
-        for name, number in numbers.items():
-            # `[row] = number` would be a copy that a GPU waits for
-            getattr(self, name)[row : row + 1].fill_(number)
-        device = self.tokens.device
-        self.block_table[row, : len(blocks)] = upload(blocks, torch.int32, device)
+    def _place_masks(self, row: int, request: Request) -> None:
+        settings, device = request.settings, self.tokens.device
         if self.seen is not None:
             self.seen[row].fill_(False).index_fill_(0, upload(request.prompt, torch.int64, device), True)
         if self.banned is not None:
@@ -87,8 +82,11 @@ class Rows:
 
     def move(self, source: int, target: int) -> None:
         """Let another row stand where one has ended."""
-        for tensor in self._of_row():
-            tensor[target] = tensor[source]
+        for numbers in (self._whole, self._words):
+            numbers[:, target] = numbers[:, source]
+        for tensor in (self.block_table, self.seen, self.banned):
+            if tensor is not None:
+                tensor[target] = tensor[source]
 
     def clear(self, row: int) -> None:
         """Make a row one that stands for nothing: it writes into the spare block."""
@@ -101,18 +99,16 @@ class Rows:
             self.banned[row].fill_(False)
 
     def draw(self, logits: torch.Tensor) -> None:
-        """Sample the first rows' next tokens, from logits `[count, V]`, by the operation's launcher."""
+        """Sample the first rows' next tokens, from logits `[count, V]`, by the operations' launchers; the rows are a
+        position longer then."""
         count = len(logits)
         seen, banned = (None if tensor is None else tensor[:count] for tensor in (self.seen, self.banned))
         # seed, step, temperature, top-k, top-p, min-p and penalty of all rows, in whose place are those of each
         of_all = (0, 0, 1.0, 0, 1.0, 0.0, 1.0)
         settings = self.settings(count)
         drawn = dispatch.call("sample", logits, self.row_ids[:count], *of_all, seen, banned, settings)
-        for kept, new in zip((self.tokens, self.logprobs, self.entropy), drawn, strict=True):
-            kept[:count] = new
-        self.steps[:count] += 1
-        if seen is not None:
-            seen.scatter_(1, drawn[0][:, None], True)
+        state = self.logprobs, self.entropy, self.tokens, self.steps, self.lengths
+        dispatch.call("end_step", *(tensor[:count] for tensor in state), seen, *drawn, self._last_position)
 
     @property
     def drawn(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,9 +1,12 @@
 """One public function per operation; `using` forces the backend that runs them."""
 
-from fastrlhf.kernels.adamw import adamw, adamw_each
+from fastrlhf.kernels.adamw import adamw
+from fastrlhf.kernels.adamw_each import adamw_each
 from fastrlhf.kernels.attention import Attention, attention, left_padded_attention, left_padding
+from fastrlhf.kernels.begin_step import BeginStep, begin_step
 from fastrlhf.kernels.decode_attention import decode_attention
 from fastrlhf.kernels.dispatch import using
+from fastrlhf.kernels.end_step import end_step
 from fastrlhf.kernels.gae import GAE, gae
 from fastrlhf.kernels.glu import geglu, swiglu
 from fastrlhf.kernels.group_advantages import GroupAdvantages, group_advantages
@@ -22,12 +25,14 @@ from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
 from fastrlhf.kernels.ppo_loss import PPOLoss, Stat, ppo_loss
 from fastrlhf.kernels.quantize import QuantizedWeight, dequantize, quantize
 from fastrlhf.kernels.rope import Rope, rope, rope_inplace
+from fastrlhf.kernels.rope_cache import rope_cache
 from fastrlhf.kernels.sample import Sample, sample
 
 __all__ = [
     "GAE",
     "AddedNorm",
     "Attention",
+    "BeginStep",
     "GroupAdvantages",
     "LinearCrossEntropy",
     "LinearLogprob",
@@ -41,8 +46,10 @@ __all__ = [
     "adamw",
     "adamw_each",
     "attention",
+    "begin_step",
     "decode_attention",
     "dequantize",
+    "end_step",
     "gae",
     "geglu",
     "group_advantages",
@@ -62,6 +69,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope",
+    "rope_cache",
     "rope_inplace",
     "sample",
     "swiglu",

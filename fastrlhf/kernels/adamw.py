@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf
 
 import torch
 
-from fastrlhf.device.observe import Cost, nbytes, observer
-from fastrlhf.kernels import cpu, dispatch
+from fastrlhf.device.observe import Cost, nbytes
+from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.checks import (
     check_at_least,
     check_dims,
@@ -16,7 +15,6 @@ from fastrlhf.kernels.checks import (
     check_same_device,
     check_shape,
 )
-from fastrlhf.kernels.cpu import adamw as cpu_adamw
 
 
 @torch.no_grad()
@@ -76,9 +74,9 @@ def adamw(
             check_dtype(name, tensor, tuple(dtypes))
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} has stride {tensor.stride(0)}, expected a contiguous chunk")
-    _check_numbers(lr, step, betas, eps, weight_decay, grad_scale, grad_norm, max_norm)
+    check_numbers(lr, step, betas, eps, weight_decay, grad_scale, grad_norm, max_norm)
     scalars = {"lr": lr, "step": step, "grad_scale": grad_scale, "grad_norm": grad_norm}
-    scalars = {name: _scalar(name, value) for name, value in scalars.items()}
+    scalars = {name: scalar(name, value) for name, value in scalars.items()}
     check_same_device(**{name: tensor for name, (tensor, *_) in wanted.items()}, **scalars)
     _adamw(
         parameters,
@@ -95,80 +93,7 @@ def adamw(
     )
 
 
-@torch.no_grad()
-def adamw_each(
-    parameters: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    *,
-    bfloat16_copies: Sequence[torch.Tensor | None] | None = None,
-    grad_norm: torch.Tensor | None = None,
-    max_norm: float | None = None,
-    **options: float | int | tuple[float, float],
-) -> None:
-    """`adamw` on each of many contiguous tensors of any shape, all at the same step; on a CPU in one native call.
-
-    Args:
-        parameters, gradients, exp_avgs, exp_avg_sqs, bfloat16_copies, grad_norm, max_norm: see `adamw`; the gradients
-            are of one dtype.
-        options: lr, step, betas, eps, weight_decay and grad_scale of `adamw`, numbers.
-
-    Raises:
-        ValueError, TypeError: as `adamw`.
-    """
-    copies = [None] * len(parameters) if bfloat16_copies is None else list(bfloat16_copies)
-    lists = list(zip(parameters, gradients, exp_avgs, exp_avg_sqs, copies, strict=True))
-    if not lists:
-        return
-    if _one_call(lists):
-        named = {"grad_scale": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **options}
-        _check_numbers(**named, grad_norm=grad_norm, max_norm=max_norm)
-        lr, step, scale, decay = (named[name] for name in ("lr", "step", "grad_scale", "weight_decay"))
-        numbers = [
-            lr,
-            step,
-            scale,
-            inf if max_norm is None else max_norm,
-            *named["betas"],
-            named["eps"],
-            decay,
-        ]
-        norm = _scalar("grad_norm", grad_norm)
-        cpu_adamw.adamw_each(*zip(*lists, strict=True), norm, numbers)
-        changed = [tensor for row in lists for tensor in (row[0], *row[2:]) if tensor is not None]
-        torch.autograd.graph.increment_version(changed)
-        return
-    for parameter, gradient, exp_avg, exp_avg_sq, copy in lists:
-        adamw(
-            parameter.view(-1),
-            gradient.view(-1),
-            exp_avg.view(-1),
-            exp_avg_sq.view(-1),
-            bfloat16_copy=None if copy is None else copy.view(-1),
-            grad_norm=grad_norm,
-            max_norm=max_norm,
-            **options,
-        )
-
-
-def _one_call(lists: list[tuple[torch.Tensor | None, ...]]) -> bool:
-    """Whether the CPU's kernel takes all of these, and nobody watches or forces another."""
-    if observer() is not None or dispatch.forced_backend() not in (None, "cpu") or cpu.unavailable():
-        return False
-    kinds = {row[1].dtype for row in lists}
-    return kinds <= {torch.float32, torch.bfloat16} and len(kinds) == 1 and all(map(_plain, lists))
-
-
-def _plain(row: tuple[torch.Tensor | None, ...]) -> bool:
-    parameter, _, exp_avg, exp_avg_sq, copy = row
-    same = all(tensor.shape == parameter.shape for tensor in row if tensor is not None)
-    flat = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in row if tensor is not None)
-    wide = all(tensor.dtype == torch.float32 for tensor in (parameter, exp_avg, exp_avg_sq))
-    return same and flat and wide and (copy is None or copy.dtype == torch.bfloat16)
-
-
-def _check_numbers(lr, step, betas, eps, weight_decay, grad_scale, grad_norm, max_norm) -> None:
+def check_numbers(lr, step, betas, eps, weight_decay, grad_scale, grad_norm, max_norm) -> None:
     """Raise ValueError where a number (not a tensor, which no host waits for) is out of its range."""
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
         if not isinstance(value, torch.Tensor):
@@ -186,7 +111,7 @@ def _check_numbers(lr, step, betas, eps, weight_decay, grad_scale, grad_norm, ma
             raise ValueError(f"max_norm is {max_norm}, but grad_norm is None")
 
 
-def _scalar(name: str, value: float | torch.Tensor | None) -> torch.Tensor | None:
+def scalar(name: str, value: float | torch.Tensor | None) -> torch.Tensor | None:
     """A scalar tensor in float32; None for a number."""
     if not isinstance(value, torch.Tensor):
         return None

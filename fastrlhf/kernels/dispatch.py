@@ -25,10 +25,13 @@ from fastrlhf.kernels import autocast
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = (
     "adamw",
+    "adamw_each",
     "attention",
     "attention_backward",
+    "begin_step",
     "decode_attention",
     "dequantize",
+    "end_step",
     "gae",
     "glu",
     "glu_backward",
@@ -45,6 +48,7 @@ OPERATIONS = (
     "ppo_loss",
     "quantize",
     "rope",
+    "rope_cache",
     "rope_inplace",
     "sample",
 )

@@ -78,6 +78,12 @@ def _check(query, key, cos, sin):
     heads = key.shape[-2] if key.dim() == query.dim() else "Hk"
     check_shape("key", key, (*query.shape[:-2], heads, query.shape[-1]), "[..., Hk, D]")
     check_dtype("key", key, (query.dtype,))
+    check_angles(query, cos, sin)
+    check_same_device(query=query, key=key, cos=cos, sin=sin)
+
+
+def check_angles(query: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Raise where cos and sin are not what `rope` takes beside query."""
     rotated = cos.shape[-1] if cos.dim() else 0
     allowed = (torch.float32,) if query.dtype == torch.float32 else (torch.float32, query.dtype)
     for name, tensor in (("cos", cos), ("sin", sin)):
@@ -88,7 +94,6 @@ def _check(query, key, cos, sin):
         raise ValueError(
             f"cos has R = {rotated}, expected an even number of at most the head's {query.shape[-1]} elements"
         )
-    check_same_device(query=query, key=key, cos=cos, sin=sin)
 
 
 @dispatch.costs("rope")

@@ -14,6 +14,7 @@ from fastrlhf.kernels import QuantizedWeight, dispatch, native
 from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.kernels.cpu.linear import thin_linear
 from fastrlhf.models.decoder import MLP, Attention, Decoder, Layer, Norm, Projection
+from fastrlhf.models.one_adapter import scale_of, whole_batch
 
 # Queries `[N, H, D]`, keys and values `[N, Hk, D]` of a layer (its number comes first) to outputs `[N, H, D]`.
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,13 +22,39 @@ Product = Callable[[torch.Tensor, Projection], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]
 
 
-def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """`[N, out]` of x `[N, in]`, by the product that is fastest for so many rows."""
+def project(
+    x: torch.Tensor, projection: Projection, group_offsets: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`[N, out]` of x `[N, in]`, by the product that is fastest for so many rows.
+
+    Args:
+        group_offsets: int32 `[0, N]`, of one adapter that has all rows, where the caller keeps them.
+    """
+    if _is_one_product(x, projection):
+        return _with_adapter(x, projection, group_offsets)
     y = _base_product(x, projection)
     for adapter in projection.adapters:
         hidden = _linear(x.to(adapter.down.dtype), adapter.down)
         y += (_linear(hidden, adapter.up, adapter.bias) * adapter.scaling).to(y.dtype)
     return y
+
+
+def _is_one_product(x: torch.Tensor, projection: Projection) -> bool:
+    """Whether `lora_linear` computes all of it."""
+    if len(projection.adapters) != 1 or projection.transposed:
+        return False
+    adapter = projection.adapters[0]
+    fits = adapter.down.dtype in (x.dtype, torch.promote_types(x.dtype, torch.float32))
+    return fits and adapter.bias is None and adapter.up.dtype == adapter.down.dtype
+
+
+def _with_adapter(x: torch.Tensor, projection: Projection, group_offsets: torch.Tensor | None):
+    weight, bias, [(down, up, _, scaling)], _ = projection
+    parts = (weight.codes, weight.scales) if isinstance(weight, QuantizedWeight) else (weight, None)
+    if group_offsets is None:
+        group_offsets = whole_batch(len(x), x.device)
+    adapter = down[None], up[None], group_offsets, scale_of(scaling, x.device)
+    return dispatch.call("lora_linear", x, *parts, None, None, *adapter, bias)[0]
 
 
 def _base_product(x: torch.Tensor, projection: Projection) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels import linear, lora_linear
+from fastrlhf.models.one_adapter import scale_of, whole_batch
 from fastrlhf.models.parts import original_class
 
 
@@ -44,12 +45,10 @@ def lora_product(
     """`x weight^T + bias + scaling (x lora_A^T) lora_B^T` for x `[..., in]` and one adapter for all rows."""
     x = _autocast(x)
     rows = x.reshape(-1, x.shape[-1])
-    # not from a list: a GPU would have to wait for the copy
-    bounds = len(rows) * torch.arange(2, dtype=torch.int32, device=x.device)
-    scale = torch.full((1,), scaling, dtype=torch.float32, device=x.device)
     if lora_A.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
         lora_A, lora_B = lora_A.to(x.dtype), lora_B.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
+    bounds, scale = whole_batch(len(rows), x.device), scale_of(scaling, x.device)
     y = lora_linear(rows, weight, lora_A[None], lora_B[None], bounds, scale, bias)
     return y.view(*x.shape[:-1], y.shape[1])
 

@@ -177,7 +177,13 @@ def test_the_table_fits_a_narrow_console_and_names_what_was_missed(capsys, monke
 
 
 def test_every_operation_has_a_benchmark():
-    inside = {"attention_backward": "attention", "rope_inplace": "rope"}
+    inside = {
+        "adamw_each": "adamw",
+        "attention_backward": "attention",
+        "rope_inplace": "rope",
+        "rope_cache": "rope",
+        "end_step": "begin_step",
+    }
     for operation in dispatch.OPERATIONS:
         stem = inside.get(operation, operation.removesuffix("_backward"))
         assert (CASES / f"{stem}.py").exists(), f"benchmarks/kernels/{stem}.py would time {operation}"

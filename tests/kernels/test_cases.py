@@ -16,9 +16,10 @@ from fastrlhf.kernels.verify import DTYPES, error_ratio
 
 WITH_CASES = [name for name in dispatch.OPERATIONS if find_spec(f"fastrlhf.kernels.cases.{name}") is not None]
 
-# Of the cache only what the tables and the window let a row see; tested below, where every row is as long as it may be
-# (how long rows are is on the device, and no cost may ask).
-READS_A_PART = ("decode_attention",)
+# Of tables what their rows need, of what is only written to nothing, of the cache what the tables and the window let a
+# row see; the last is tested below, where every row is as long as it may be (how long rows are is on the device, and no
+# cost may ask).
+READS_A_PART = ("begin_step", "decode_attention", "end_step", "rope_cache")
 
 ALL = [
     pytest.param(operation, dtype, name, id=f"{operation}-{str(dtype).removeprefix('torch.')}-{name}")
@@ -104,8 +105,8 @@ def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_every_operation_has_a_reference_and_every_triton_one_has_launches():
     for operation in dispatch.OPERATIONS:
         assert dispatch.written(operation, "reference"), operation
-        # linear_ppo_loss launches the kernels of two other operations, and none of its own
-        if dispatch.written(operation, "triton") and operation != "linear_ppo_loss":
+        # these launch the kernels of other operations, and none of their own
+        if dispatch.written(operation, "triton") and operation not in ("adamw_each", "linear_ppo_loss"):
             # a product's gradients are launched by the module of the product
             stem = operation.removesuffix("_backward")
             modules = [f"tests.support.launches.{name}" for name in (operation, stem)]

@@ -58,6 +58,26 @@ def test_tokens_of_rotary_embedding():
     assert_same(far[:2], expected)
 
 
+def test_a_decoding_step():
+    *heads, slots, keys, values = cases("rope_cache", torch.float32)["whole heads"]
+    near, far = [keys.clone(), values.clone()], [far_rows(keys), far_rows(values)]
+    expected = run("rope_cache", *heads, slots, *near)
+    assert torch.equal(run("rope_cache", *map(far_rows, heads), slots, *far), expected)
+    assert_same(far, near)
+
+    embedding, tokens, lengths, table, *numbers, cos, sin = cases("begin_step", torch.float32)["both"]
+    near = run("begin_step", embedding, tokens, lengths, table, *numbers, cos, sin)
+    *numbers, positions = numbers
+    tables = [far_rows(tensor) for tensor in (positions, cos, sin)]
+    assert_same(
+        run("begin_step", far_rows(embedding), tokens, lengths, far_rows(table), *numbers, *tables), near
+    )
+
+    *state, seen, new, logprobs, entropy, last = cases("end_step", torch.float32)["marked"]
+    run("end_step", *state, far := far_rows(seen), new, logprobs, entropy, last)
+    assert far.all()
+
+
 def test_outputs_of_rows_past_2_31_elements():
     """The kernels' outputs are contiguous: only a program that is far along writes far along."""
     from fastrlhf.kernels.triton.glu import glu_kernel

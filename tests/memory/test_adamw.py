@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LinearLR
 
 from fastrlhf import kernels
-from fastrlhf.kernels.cpu import adamw as cpu_adamw
+from fastrlhf.kernels.cpu import adamw_each as cpu_adamw
 from fastrlhf.memory.adamw import AdamW
 from tests.support.precision import assert_as_good_as
 

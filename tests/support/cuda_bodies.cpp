@@ -6,6 +6,7 @@
 #include "ppo_loss_binding.h"
 
 #include "bodies/adamw.h"
+#include "bodies/adamw_each.h"
 #include "bodies/decode_attention.h"
 #include "bodies/faulty.h"
 #include "bodies/group_advantages.h"
@@ -63,6 +64,7 @@ PYBIND11_MODULE(cuda_bodies, module) {
               : run_ppo_loss<float>)(addresses, tokens, ppo_loss_options(numbers, kl_estimator), reversed);
   });
   bind_adamw_body(module);
+  bind_adamw_each_body(module);
   bind_group_advantages_body(module);
   bind_quantize_body(module);
   bind_decode_attention_body(module);

@@ -53,11 +53,11 @@ __device__ __forceinline__ void store_four(T* to, const Four<T>& from, int count
   }
 }
 
-// Grid: adamw_blocks(size) blocks of ADAMW_THREADS. aligned: `adamw_aligned` of the arrays.
+// The `block`-th block of ADAMW_THREADS of a chunk. aligned: `adamw_aligned` of the arrays.
 template <class G>
-__global__ void __launch_bounds__(ADAMW_THREADS)
-    adamw_kernel(AdamWArrays<G> a, int64_t size, AdamWNumbers numbers, bool aligned) {
-  const int64_t at = ((int64_t)blockIdx.x * ADAMW_THREADS + threadIdx.x) * ADAMW_PER_THREAD;
+__device__ __forceinline__ void adamw_block(const AdamWArrays<G>& a, int64_t size, const AdamWNumbers& numbers,
+                                            bool aligned, int64_t block) {
+  const int64_t at = (block * ADAMW_THREADS + threadIdx.x) * ADAMW_PER_THREAD;
   if (at >= size) return;
   const AdamWStep step = adamw_step(a, numbers);
   if (step.skipped) return;
@@ -77,6 +77,13 @@ __global__ void __launch_bounds__(ADAMW_THREADS)
   store_four(a.exp_avg + at, exp_avg, count, whole);
   store_four(a.exp_avg_sq + at, exp_avg_sq, count, whole);
   if (a.bfloat16_copy) store_four((__nv_bfloat16*)a.bfloat16_copy + at, copy, count, whole);
+}
+
+// Grid: adamw_blocks(size) blocks of ADAMW_THREADS.
+template <class G>
+__global__ void __launch_bounds__(ADAMW_THREADS)
+    adamw_kernel(AdamWArrays<G> a, int64_t size, AdamWNumbers numbers, bool aligned) {
+  adamw_block(a, size, numbers, aligned, (int64_t)blockIdx.x);
 }
 
 }  // namespace fastrlhf

@@ -23,22 +23,3 @@ def adamw(parameters, gradients, exp_avg, exp_avg_sq, bfloat16_copy, *rest):
         parameters.numel(),
         adamw_numbers(lr, step, grad_scale, max_norm, beta1, beta2, eps, weight_decay),
     )
-
-
-def adamw_each(parameters, gradients, exp_avgs, exp_avg_sqs, bfloat16_copies, grad_norm, numbers):
-    """`adamw` of many tensors, contiguous, their gradients of one dtype, in one native call.
-
-    Args:
-        grad_norm: float32 scalar, or None.
-        numbers: lr, step, grad_scale, max_norm, beta1, beta2, eps, weight_decay.
-    """
-    norm = 0 if grad_norm is None else grad_norm.data_ptr()
-    native.module("_cpu").adamw_each(
-        gradients[0].dtype == torch.bfloat16,
-        [
-            [*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), 0, 0, 0, norm]
-            for tensors in zip(parameters, gradients, exp_avgs, exp_avg_sqs, bfloat16_copies, strict=True)
-        ],
-        [parameter.numel() for parameter in parameters],
-        adamw_numbers(*numbers),
-    )
