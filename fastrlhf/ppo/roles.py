@@ -134,10 +134,12 @@ class HasRoles(HasOurAdamW):
 
     def share_reference(self) -> None:
         """Find the reward models on the reference's own base: one forward a rollout gives the states of both."""
-        with self.reference() as reference:
-            sharers = [
-                model for model in self.scorer.models if stands_on(model, reference, self.args.packing)
-            ]
+        sharers = []
+        if self.needs.ref_logprobs:
+            with self.reference() as reference:
+                sharers = [
+                    model for model in self.scorer.models if stands_on(model, reference, self.args.packing)
+                ]
         limit = parse_size("frozen_states_bytes", self.args.frozen_states_bytes)
         self.reference_states = ReferenceStates(sharers, limit)
 
