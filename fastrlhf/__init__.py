@@ -6,13 +6,14 @@ import importlib
 
 from fastrlhf.version import __version__
 
-__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate", "offload"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__", "accelerate", "generate", "load", "offload"]
 
 _HOMES = {
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
     "accelerate": "fastrlhf.models.accelerate",
     "generate": "fastrlhf.generation.api",
+    "load": "fastrlhf.models.load",
     "offload": "fastrlhf.memory.offload",
 }
 

@@ -12,7 +12,7 @@ from fastrlhf.models.decoder import Decoder, Projection
 @torch.no_grad()
 def quantised(decoder: Decoder) -> Decoder:
     """The decoder with all projections and the head in int8, a scale an output channel, their adapters merged in; the
-    embedding stays as it is. A quarter of the float32 weights' bytes; made anew where those have changed since.
+    embedding and a base that is quantised already stay as they are. A quarter of the float32 weights' bytes; made anew where those have changed since.
 
     Raises:
         FloatingPointError: a weight is not finite (on a CPU; a GPU finds NaN logits); the message names the layer.
@@ -28,13 +28,19 @@ def quantised(decoder: Decoder) -> Decoder:
 def _where_not_finite(decoder: Decoder) -> str:
     for index, layer in enumerate(decoder.layers):
         projections = decoder._replace(layers=(layer,)).projections()
-        *of_layer, _ = (_merged(projection)[0] for projection in projections)
+        *of_layer, _ = (
+            _merged(projection)[0]
+            for projection in projections
+            if not isinstance(projection.weight, QuantizedWeight)
+        )
         if not all(bool(weight.isfinite().all()) for weight in of_layer):
             return f"layer {index}"
     return "the head"
 
 
 def _quantised(projection: Projection) -> Projection:
+    if isinstance(projection.weight, QuantizedWeight):
+        return projection
     weight, bias = _merged(projection)
     return Projection(quantize(weight.contiguous(), "int8")._replace(dtype=projection.weight.dtype), bias)
 

@@ -212,7 +212,7 @@ def _parameters(units: list[Unit], trained: Sequence[nn.Parameter]):
     seen: set[int] = set()
     for number, unit in enumerate(units):
         for name, parameter in unit.parameters:
-            if id(parameter) in seen or not parameter.is_floating_point():
+            if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             unique = name if name not in owners else f"{name} ({number})"

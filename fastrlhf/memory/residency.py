@@ -18,7 +18,8 @@ from fastrlhf.memory.tiers import Home
 class View(NamedTuple):
     """A tensor that others hold, and what it shows while its piece is on the device, and while it is not.
 
-    (What it shows else is one NaN, expanded: it has the shape and takes no memory, and cannot be written to.)
+    (What it shows else is one NaN, expanded: it has the shape and takes no memory, and cannot be written to. Codes of
+    a quantised weight show zeros, and their scales NaN.)
     """
 
     tensor: torch.Tensor

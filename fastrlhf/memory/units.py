@@ -14,8 +14,8 @@ class Unit:
     Attributes:
         name: its name in the model.
         module: whoever runs it needs `parameters` on the device.
-        parameters: names and parameters, matrices first (so that query, key and value lie side by side, as do gate and
-            up, and their biases), each group in module order.
+        parameters: names and parameters, weight matrices first (so that query, key and value lie side by side, as do
+            gate and up, and their biases), then other matrices, such as scales, then vectors, each in module order.
         inside: the names of units that run within it: it holds parameters of its own and stays while they come and go.
     """
 
@@ -71,7 +71,11 @@ def _has_container(module: nn.Module) -> bool:
 
 
 def _ordered(parameters: list[tuple[str, nn.Parameter]]) -> tuple[tuple[str, nn.Parameter], ...]:
-    return tuple(sorted(parameters, key=lambda named: named[1].dim() < 2))
+    def order(named: tuple[str, nn.Parameter]) -> int:
+        name, parameter = named
+        return 2 if parameter.dim() < 2 else int(name.rpartition(".")[2] != "weight")
+
+    return tuple(sorted(parameters, key=order))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fastrlhf.kernels import QuantizedWeight
 from fastrlhf.models.parts import original_class
+from fastrlhf.models.quantized import QuantizedLinear, base_weight
 
 
 class CannotDescribe(Exception):
@@ -179,10 +180,10 @@ def norm(module: nn.Module, *, weight_offset: float = 0.0, cast_before_weight: b
 
 
 def projection(module: nn.Module) -> Projection:
-    """The description of an `nn.Linear`, a `Conv1D`, or either with LoRA adapters of PEFT on it."""
+    """The description of an `nn.Linear` (quantised or not), a `Conv1D`, or one with LoRA adapters of PEFT on it."""
     check_plain(module)
-    if original_class(module) is nn.Linear:
-        return Projection(module.weight, module.bias)
+    if original_class(module) in (nn.Linear, QuantizedLinear):
+        return Projection(base_weight(module), module.bias)
     if type(module) is Conv1D:
         return Projection(module.weight, module.bias, transposed=True)
     if hasattr(module, "lora_A") and type(module).__name__ == "Linear":

@@ -33,7 +33,8 @@ def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
 def _base_product(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     weight, bias, _, transposed = projection
     if isinstance(weight, QuantizedWeight):
-        return dispatch.call("linear", x, weight.codes, weight.scales, None, None, bias)
+        parts = weight.codes, weight.scales, weight.scale_scales, weight.offset
+        return dispatch.call("linear", x, *parts, bias)
     if transposed:
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
     return _linear(x, weight, bias)

@@ -157,7 +157,9 @@ class HasRoles:
             return self.args.reuse_rollout_logprobs
         corrected, narrow = self.args.rollout_correction_cap is not None, self.args.bf16
         return not (corrected or narrow) and all(
-            parameter.dtype == torch.float32 for parameter in self.policy_model.parameters()
+            parameter.dtype == torch.float32
+            for parameter in self.policy_model.parameters()
+            if parameter.is_floating_point()
         )
 
     def autocast(self):
