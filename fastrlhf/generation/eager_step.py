@@ -11,7 +11,7 @@ from fastrlhf.generation.rows import Rows
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
-from fastrlhf.models.layers import embed, project, run_layers
+from fastrlhf.models.layers import embed, logits, project, project_rows, rows_are_native, run_layers
 
 
 class EagerStep:
@@ -24,6 +24,8 @@ class EagerStep:
         self._decoder, self._rows, self._cache = decoder, rows, cache
         self._angles = decoder.angles(torch.arange(positions, device=decoder.embedding.device))
         self._last_position = positions - 1
+        # on a CPU in float32 a row has the bits that the compiled step gives it
+        self._product = project_rows if rows_are_native(decoder) else project
 
     @torch.no_grad()
     def __call__(self, count: int) -> None:
@@ -47,8 +49,9 @@ class EagerStep:
             )
 
         angles = None if self._angles is None else tuple(table[positions] for table in self._angles)
-        hidden = run_layers(decoder, embed(decoder, rows.tokens[:count], positions), angles, attend)
-        rows.draw(project(hidden, decoder.head))
+        hidden = embed(decoder, rows.tokens[:count], positions)
+        hidden = run_layers(decoder, hidden, angles, attend, self._product)
+        rows.draw(logits(decoder, hidden, self._product))
         # a row that only fills a graph's batch up would grow without end
         rows.lengths[:count] = lengths.clamp(max=self._last_position)
 

@@ -122,6 +122,10 @@ class MemoryManager:
                 chunk.changed = True
         return self.hooks.use(Needs(f"use of {type(module).__name__} {id(module)}", chunks), writes)
 
+    def fits(self, module: nn.Module) -> bool:
+        """Whether all parameters of `module` can be on the device at once, beside what never leaves it."""
+        return self.residency.fits([chunk.parameters for chunk in self._chunks(module.parameters())])
+
     @contextmanager
     def gradient(self, parameter: nn.Parameter) -> Iterator[torch.Tensor | None]:
         """A parameter's gradient, on the device for the block; None where no backward has reached it."""

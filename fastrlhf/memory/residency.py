@@ -107,6 +107,12 @@ class Residency:
             piece.show(False)
         return piece
 
+    def fits(self, pieces: Iterable[Resident]) -> bool:
+        """Whether pieces can be on the device at once, beside those that never leave it."""
+        stays = {key: piece for key, piece in self._pieces.items() if piece.home is None}
+        together = stays | {piece.key: piece for piece in pieces}
+        return sum(piece.nbytes for piece in together.values()) <= self.meter.capacity
+
     @contextmanager
     def using(self, uses: Sequence[Use]) -> Iterator[None]:
         """The pieces are on the device for the block."""
