@@ -10,8 +10,8 @@ from torch import nn
 
 from fastrlhf.generation.engine import Engine
 from fastrlhf.generation.fallback import run_fallback
-from fastrlhf.generation.request import Event, Request
 from fastrlhf.generation.offloaded import weights_at_hand
+from fastrlhf.generation.request import Event, Request
 from fastrlhf.generation.rollout_weights import quantised
 from fastrlhf.models.backbone import base_model, context_length
 from fastrlhf.models.decoder import CannotDescribe, Decoder

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels.packed import limit_packed
+from fastrlhf.memory.activations import Activations
 from fastrlhf.memory.buffers import return_large_allocations
 from fastrlhf.memory.chunk import Chunk, chunk_sizes, make_chunk
 from fastrlhf.memory.copies import Copier
@@ -22,7 +23,7 @@ from fastrlhf.memory.placement import Capacities, Piece, Placement, plan_homes
 from fastrlhf.memory.residency import Residency, Use
 from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts
 from fastrlhf.memory.tiers import STAGING_BUFFERS, DiskTier, Home, HostHome
-from fastrlhf.memory.units import Unit, find_units
+from fastrlhf.memory.units import Unit, around, find_units
 from fastrlhf.memory.using import put_under
 
 
@@ -37,6 +38,7 @@ class MemoryManager:
         placement: which pieces stay, and which leave first.
         prefetch: how many uses ahead pieces are brought.
         chunk_bytes: size of a chunk; None searches it.
+        offload_activations: send what a forward keeps for its backward to the host.
 
     Attributes:
         chunks: all chunks. device_meter, host_meter, disk_meter: the books.
@@ -59,6 +61,7 @@ class MemoryManager:
         placement: Placement,
         prefetch: int,
         chunk_bytes: int | None = None,
+        offload_activations: bool = False,
     ):
         self.device, self.directory, self.models = device, directory, list(models)
         self.updates_on_device = device.type == "cpu"
@@ -106,6 +109,10 @@ class MemoryManager:
             if chunks := self._chunks(parameter for _, parameter in unit.parameters):
                 needs = Needs(unit.name, chunks, unit.inside)
                 self.hooks.attach(unit.module, needs)
+        if offload_activations:
+            activations = Activations(self._copier, self.device_meter, self.host_meter, prefetch)
+            for module in around(units, self.models):
+                activations.attach(module)
         self._finish(trained)
 
     # What others use

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,6 +39,16 @@ def find_units(model: nn.Module, name: str = "") -> list[Unit]:
     found: list[Unit] = []
     _collect(model, name, whole, found, set(), root=True)
     return found
+
+
+def around(units: Iterable[Unit], models: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules of the models that run units and are in none: what a layer is given is saved in their forward."""
+    blocks = {id(unit.module) for unit in units if not unit.inside}
+    within = {id(part) for unit in units if not unit.inside for part in unit.module.modules()}
+    modules = {
+        id(module): module for model in models for module in model.modules() if id(module) not in within
+    }
+    return [module for module in modules.values() if any(id(part) in blocks for part in module.modules())]
 
 
 def _collect(

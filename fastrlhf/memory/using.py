@@ -10,8 +10,9 @@ from torch import nn
 if TYPE_CHECKING:
     from fastrlhf.memory.manager import MemoryManager
 
-# The names of the hooks by which a manager has weights on the device while a module runs: no number changes by them.
-MANAGER_HOOKS = ("bring_parameters", "let_parameters_go")
+# The names of the hooks by which a manager has weights on the device while a module runs, and what it saves elsewhere:
+# no number changes by them.
+MANAGER_HOOKS = ("bring_parameters", "let_parameters_go", "send_activations_away", "keep_activations")
 
 _NAME = "_fastrlhf_manager"
 

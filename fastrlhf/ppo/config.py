@@ -164,6 +164,11 @@ class PPOConfig(TrainingArguments):
     offload_dir: str | None = _option(
         None, "With device_memory: a directory on a fast disk for what fits in neither."
     )
+    offload_activations: bool = _option(
+        False,
+        "With device_memory, on a GPU: what a forward keeps for its backward waits in the host's memory (with "
+        "gradient_checkpointing the inputs of the layers).",
+    )
     keep_last: int | None = _option(None, "How many checkpoints stay; the same as save_total_limit.")
     max_skipped_updates: int = _option(
         3, "Non-finite updates in a row after which the run stops with a checkpoint."
@@ -214,6 +219,8 @@ class PPOConfig(TrainingArguments):
             raise ValueError(
                 "host_memory and offload_dir are for what leaves the device: set device_memory too"
             )
+        if self.device_memory is None and self.offload_activations:
+            raise ValueError("offload_activations=True needs the memory manager: set device_memory too")
         at_least = {
             "num_mini_batches": 1,
             "num_ppo_epochs": 1,

@@ -106,6 +106,7 @@ class HasRoles:
             host_memory=args.host_memory,
             disk=args.offload_dir,
             device=args.device,
+            offload_activations=args.offload_activations,
         )
 
     def share_forwards(self) -> None:
