@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import inf
@@ -21,7 +21,7 @@ from fastrlhf.memory.layout import LARGEST_CHUNK, Wanted, lay_out, search_chunk_
 from fastrlhf.memory.meter import Meter, table
 from fastrlhf.memory.placement import Capacities, Piece, Placement, plan_homes
 from fastrlhf.memory.residency import Residency, Use
-from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts
+from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts, slot_values
 from fastrlhf.memory.tiers import STAGING_BUFFERS, DiskTier, Home, HostHome
 from fastrlhf.memory.units import Unit, around, find_units
 from fastrlhf.memory.using import put_under
@@ -138,6 +138,20 @@ class MemoryManager:
         """A parameter's gradient, on the device for the block; None where no backward has reached it."""
         with self.residency.using([Use(self._places[parameter][0].gradients)]):
             yield parameter.grad
+
+    def values(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A parameter's values as a tensor that stays where it is: as they lie in memory, else a copy."""
+        if parameter not in self._places:
+            return parameter.detach()
+        return slot_values(*self._places[parameter], self.residency)
+
+    @torch.no_grad()
+    def write(self, parameter: nn.Parameter, read: Callable[[torch.Tensor], None]) -> None:
+        """Have `read(target)` write a parameter's values into its place."""
+        chunk, _ = self._places[parameter]
+        chunk.changed = True
+        with self.residency.using([Use(chunk.parameters, writes=True)]):
+            read(parameter.detach())
 
     @property
     def meters(self) -> tuple[Meter, Meter, Meter]:

@@ -92,19 +92,29 @@ def read_stored(stored: Stored, target: torch.Tensor) -> None:
     if tuple(target.shape) != stored.shape:
         raise ValueError(f"a tensor in {stored.path} is {list(stored.shape)}, expected {list(target.shape)}")
     with _opened(stored.path, os.O_RDONLY) as descriptor:
-        straight = target.device.type == "cpu" and target.dtype == stored.dtype
-        if straight and target.is_contiguous():
+        contiguous = target.is_contiguous()
+        if target.device.type == "cpu" and target.dtype == stored.dtype and contiguous:
             _read(descriptor, target, stored.offset, stored.path)
             return
-        rows = target.reshape(-1, target.shape[-1]) if target.dim() > 1 else target.reshape(-1, 1)
-        if target.numel() and rows.data_ptr() != target.data_ptr():
-            raise ValueError(f"the target of a tensor in {stored.path} is not contiguous")
+        if not contiguous:
+            whole = torch.empty(stored.shape, dtype=stored.dtype)
+            _read(descriptor, whole, stored.offset, stored.path)
+            target.copy_(whole)
+            return
+        rows = target.view(-1, target.shape[-1]) if target.dim() > 1 else target.view(-1, 1)
         width = rows.shape[1] * stored.dtype.itemsize
         for start in range(0, len(rows), count := max(1, PART // max(1, width))):
             into = rows[start : start + count]
             part = torch.empty(into.shape, dtype=stored.dtype)
             _read(descriptor, part, stored.offset + start * width, stored.path)
             into.copy_(part)
+
+
+def load_stored(stored: Stored) -> torch.Tensor:
+    """The tensor, as it is in the file."""
+    target = torch.empty(stored.shape, dtype=stored.dtype)
+    read_stored(stored, target)
+    return target
 
 
 @torch.no_grad()

@@ -389,7 +389,7 @@ class PPOTrainer(ShowsCompletions, HasRoles, Trainer):
         """Write the policy (a PEFT policy's adapter), the tokenizer and the critic to `output_dir`."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.policy_model.save_pretrained(folder)
+        state.save_trained(self.policy_model, folder)
         self.processing_class.save_pretrained(folder)
         state.save_critic(self.value_model, folder / state.CRITIC)
         if self.args.push_to_hub and not _internal_call:
