@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import fastrlhf
+from fastrlhf.memory import disk
 from fastrlhf.memory.tensor_files import Value, write_shards
 from fastrlhf.models.quantized import quantize_linears
 from fastrlhf.ppo import state
-from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint
+from fastrlhf.ppo.checkpoint import CheckpointError, check_checkpoint, find_checkpoint
 from tests.support import tiny
 
 LORA = {"target_modules": "all-linear", "exclude_modules": ["lm_head"], "r": 2}
@@ -232,7 +233,65 @@ def test_saving_and_loading_from_the_disk_hold_a_tensor_at_a_time_as_the_operati
 def test_killed_in_the_middle_of_a_streamed_save_the_checkpoint_before_is_whole(wide):
     done = run(wide, kill_at=20)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    check_checkpoint(wide / "checkpoint-1")
-    assert not (wide / "checkpoint-2").exists()
+    assert find_checkpoint(wide, True) == wide / "checkpoint-1"
+    left = {path.name for path in wide.iterdir() if not path.name.startswith("model")}
+    assert left == {"checkpoint-1", "config.json"}, "nor anything of the disk tier"
     state_dict = fastrlhf.load(wide / "checkpoint-1").state_dict()
     assert all(value.isfinite().all() for value in state_dict.values())
+
+
+class TestFaults:
+    """A disk that fails ends the run; the last checkpoint is whole, and the run goes on from it."""
+
+    def fails_after(self, monkeypatch, call, count):
+        whole, calls = getattr(disk.os, call), []
+
+        def fails(*args):
+            calls.append(1)
+            if len(calls) > count:
+                raise OSError(28, "No space left on device")
+            return whole(*args)
+
+        monkeypatch.setattr(disk.os, call, fails)
+
+    def options(self, tmp_path):
+        return {"device_memory": LITTLE, "offload_dir": str(tmp_path / "tier")}
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path):
+        (tmp_path / "tier").mkdir()
+
+    @pytest.mark.parametrize("call", ["preadv", "pwritev"])
+    def test_in_a_step(self, call, tmp_path, monkeypatch):
+        whole = trainer_of(tmp_path / "whole", "full", **self.options(tmp_path))
+        whole.train()
+        trainer = trainer_of(tmp_path / "run", "full", **self.options(tmp_path))
+        end_step = trainer.end_step
+
+        def then_fail(*args):
+            ends = end_step(*args)
+            self.fails_after(monkeypatch, call, 5)
+            return ends
+
+        trainer.end_step = then_fail
+        with pytest.raises(disk.TierError, match="No space left"):
+            trainer.train()
+        monkeypatch.undo()
+        monkeypatch.setattr(state, "SHARD_SIZE", "50kB")
+        assert [path.name for path in sorted((tmp_path / "run").glob("*checkpoint*"))] == ["checkpoint-1"]
+        resumed = trainer_of(tmp_path / "run", "full", save_strategy="no", **self.options(tmp_path))
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(values(resumed.model), values(whole.model))
+
+    def test_while_a_checkpoint_is_written(self, tmp_path, monkeypatch):
+        trainer = trainer_of(tmp_path / "run", "full", save_strategy="no", **self.options(tmp_path))
+        trainer.train()
+        first = trainer._save(required=True)
+        trainer.state.global_step += 1
+        trainer.optimizer.manager.residency.settle()
+        self.fails_after(monkeypatch, "preadv", 8)
+        with pytest.raises(CheckpointError, match=r"(?s)could not write .*No space left.*untouched"):
+            trainer._save(required=True)
+        monkeypatch.undo()
+        check_checkpoint(first)
+        assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == [first.name]
