@@ -11,7 +11,8 @@ import fastrlhf
 from fastrlhf.device import simulated
 from fastrlhf.device.timeline import COMPUTE, TO_DEVICE, TO_HOST
 from fastrlhf.memory import activations
-from fastrlhf.memory.meter import CapacityError
+from fastrlhf.memory.copies import Copier
+from fastrlhf.memory.meter import CapacityError, Meter
 from tests.ppo.test_on_simulated_device import SimulatedConfig
 from tests.support import tiny
 from tests.support.offloaded import adamw, assert_same, net, train, trained, weights
@@ -148,6 +149,19 @@ def test_a_graph_that_is_kept_is_gone_through_twice():
                 found.append(gradient.cpu())
         assert torch.equal(*found) and found[0].any()
         del optimizer, model, loss
+
+
+def test_a_graph_that_is_dropped_leaves_no_copy_under_way():
+    """It would land in memory that is somebody else's by then."""
+    with simulated.registered():
+        copier = Copier(torch.device("sim", 0))
+        kept = activations.Activations(copier, Meter("device"), Meter("host"), prefetch=2)
+        layers = [torch.full((200,), float(i)).to("sim") for i in range(6)]
+        saved = [kept._pack(layer) for layer in layers]
+        assert kept._unpack(saved.pop(3)).cpu().tolist() == [3.0] * 200
+        assert not copier._inbound.query(), "two more are on their way"
+        saved.clear()
+        assert copier._inbound.query()
 
 
 def test_what_is_changed_in_place_on_its_way_is_noticed():

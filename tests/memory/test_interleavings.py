@@ -58,8 +58,9 @@ def perform(operations, device, **options):
         elif operation == "zero":
             optimizer.zero_grad()
         elif operation == "write":
-            with optimizer.manager.use(layer.up, writes=True), torch.no_grad():
-                layer.up.weight.mul_(0.5)
+            for _ in range(2):  # the second while the first may be on its way home
+                with optimizer.manager.use(layer.up, writes=True), torch.no_grad():
+                    layer.up.weight.mul_(0.5)
         elif operation == "read":
             seen.append(optimizer.manager.values(layer.down.weight).cpu().clone())
         elif operation == "load":

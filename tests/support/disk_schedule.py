@@ -65,6 +65,8 @@ class ScheduledWorker:
         job, work = self._queue.popleft()
         try:
             job.set_result(work())
+        except TouchedError:
+            raise  # at once: nobody may ever ask for this job's result
         except BaseException as error:
             job.set_exception(error)
 
