@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import fastrlhf
-from fastrlhf.memory.tensor_files import Value, write_file, write_shards
+from fastrlhf.memory.tensor_files import Value, write_shards
 from fastrlhf.models.quantized import QuantizedLinear, quantize_linears
 from tests.support import tiny
 from tests.support.offloaded import adamw
@@ -191,28 +191,3 @@ def test_eight_billion_parameters_in_nf4_by_arithmetic():
     assert sum(m.quantized.nbytes for m in in_bits) / numbers == pytest.approx(0.516, abs=0.001)
     assert whole == pytest.approx(16.06e9, rel=0.001)
     assert held + 3 * largest < 6.5e9
-
-
-def test_a_tensor_that_only_passes_through_is_let_go(tmp_path):
-    """`write_file` asks for one value at a time."""
-    alive = []
-
-    def read(number):
-        import gc
-        import weakref
-
-        gc.collect()
-        assert not any(ref() is not None for ref in alive)
-        tensor = torch.full((1000,), float(number))
-        alive.append(weakref.ref(tensor))
-        return tensor
-
-    write_file(
-        tmp_path / "x.safetensors",
-        {f"t{n}": Value(torch.float32, (1000,), lambda n=n: read(n)) for n in range(5)},
-    )
-    from safetensors.torch import load_file
-
-    assert [int(value[0]) for _, value in sorted(load_file(tmp_path / "x.safetensors").items())] == [
-        *range(5)
-    ]
