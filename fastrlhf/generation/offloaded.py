@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -26,7 +27,8 @@ def weights_at_hand(model: nn.Module) -> Iterator[Bring | None]:
     if manager is None:
         yield None
     elif manager.fits(model):
-        with ExitStack() as stack, torch.no_grad():  # not for the block, which belongs to a generator's caller too
+        # without gradients here, not in the block: whoever asks for tokens one by one may go on with theirs in between
+        with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(manager.use(model))
             kept = stack.pop_all()
         with kept:
@@ -36,6 +38,14 @@ def weights_at_hand(model: nn.Module) -> Iterator[Bring | None]:
 
 
 def _by_parts(model: nn.Module, manager: MemoryManager) -> Bring:
+    @functools.cache
+    def parts() -> dict[int | str, nn.Module]:  # asked for where the family is known to have them
+        return _parts(model)
+
+    return lambda part: manager.use(parts()[part])
+
+
+def _parts(model: nn.Module) -> dict[int | str, nn.Module]:
     inner = backbone(model)
     count = model.config.get_text_config().num_hidden_layers
     children = list(inner.children())
@@ -46,4 +56,4 @@ def _by_parts(model: nn.Module, manager: MemoryManager) -> Bring:
     parts["embedding"] = nn.ModuleList(embeddings)
     parts["norm"] = nn.ModuleList(child for child in others if child not in embeddings)
     parts["head"] = model.get_output_embeddings()
-    return lambda part: manager.use(parts[part])
+    return parts

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +90,8 @@ def read_stored(stored: Stored, target: torch.Tensor) -> None:
     """
     if tuple(target.shape) != stored.shape:
         raise ValueError(f"a tensor in {stored.path} is {list(stored.shape)}, expected {list(target.shape)}")
-    with _opened(stored.path, os.O_RDONLY) as descriptor:
+    with stored.path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
         contiguous = target.is_contiguous()
         if target.device.type == "cpu" and target.dtype == stored.dtype and contiguous:
             _read(descriptor, target, stored.offset, stored.path)
@@ -164,15 +164,6 @@ def write_shards(folder: Path, values: Mapping[str, Value], shard_bytes: int) ->
         "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _read(descriptor: int, target: torch.Tensor, offset: int, path: Path) -> None:

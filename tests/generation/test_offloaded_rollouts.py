@@ -114,5 +114,6 @@ def test_a_family_that_is_not_described_generates_with_its_own_forward():
     run._say_once.cache_clear()
     with pytest.warns(UserWarning, match="its own forward"):
         expected = rollout(model)
-    fastrlhf.offload(model, device_memory=30_000, host_memory="1MB")
+    manager = fastrlhf.offload(model, device_memory=15_000, host_memory="1MB")
+    assert not manager.fits(model)
     assert [tokens for tokens, _ in rollout(model)] == [tokens for tokens, _ in expected]
