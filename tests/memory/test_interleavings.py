@@ -68,6 +68,7 @@ def perform(operations, device, **options):
     return seen, weights(model)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     OPERATIONS, MEMORY, PLACEMENTS, st.integers(0, 3), st.booleans(), st.booleans(), st.integers(0, 1 << 16)
