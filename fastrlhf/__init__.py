@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "generate",
+    "load",
     "offload",
 ]
 
@@ -32,6 +33,7 @@ _HOMES = {
     "SFTTrainer": "fastrlhf.sft",
     "accelerate": "fastrlhf.models.accelerate",
     "generate": "fastrlhf.generation.api",
+    "load": "fastrlhf.models.load",
     "offload": "fastrlhf.memory.offload",
 }
 

@@ -12,7 +12,7 @@ from fastrlhf.generation.rows import Rows
 from fastrlhf.kernels import dispatch
 from fastrlhf.kernels.autocast import switched_off
 from fastrlhf.models.decoder import Decoder
-from fastrlhf.models.layers import project, run_layers
+from fastrlhf.models.layers import logits, project, project_rows, rows_are_native, run_layers
 
 
 class EagerStep:
@@ -24,6 +24,8 @@ class EagerStep:
     def __init__(self, decoder: Decoder, rows: Rows, cache: PagedCache, positions: int):
         self._decoder, self._rows, self._cache = decoder, rows, cache
         self._angles = decoder.angles(torch.arange(positions, device=decoder.embedding.device))
+        # on a CPU in float32 a row has the bits that the compiled step gives it
+        self._products_of_rows = rows_are_native(decoder)
 
     @torch.no_grad()
     def __call__(self, count: int) -> None:
@@ -35,7 +37,8 @@ class EagerStep:
         table = rows.block_table[:count]
         state = rows.tokens[:count], rows.lengths[:count], table, BLOCK_SIZE
         tables = decoder.embedding_scale, decoder.position_embedding, *(self._angles or (None, None))
-        hidden, slots, lengths, *angles = dispatch.call("begin_step", decoder.embedding, *state, *tables)
+        with decoder.having("embedding"):
+            hidden, slots, lengths, *angles = dispatch.call("begin_step", decoder.embedding, *state, *tables)
         if self._angles is None:
             angles = None, None
 
@@ -48,9 +51,11 @@ class EagerStep:
                 "decode_attention", query, *caches, table, lengths, of.scale, of.window, None
             )
 
-        product = functools.partial(project, group_offsets=rows.group_offsets[count])
+        product = project_rows
+        if not self._products_of_rows:
+            product = functools.partial(project, group_offsets=rows.group_offsets[count])
         hidden = run_layers(decoder, hidden, None, attend, product)  # the angles are `rope_cache`'s
-        rows.draw(product(hidden, decoder.head))
+        rows.draw(logits(decoder, hidden, product))
 
 
 Replay = Callable[[], None]

@@ -64,11 +64,11 @@ class Engine:
         vocabulary = decoder.head.out_features
         self._rows = Rows(max_rows, blocks_of(positions), vocabulary, device, requests)
         self._active: list[Active] = []
-        if rows_are_native(decoder):
+        if rows_are_native(decoder) and decoder.bring is None:
             self._step = CompiledStep(decoder, self._rows, self.cache, positions)
         else:
             self._step = EagerStep(decoder, self._rows, self.cache, positions)
-            if device.type == "cuda":
+            if device.type == "cuda" and decoder.bring is None:
                 self._step = GraphedStep(self._step, max_rows)
         self.stay_behind(0 if device.type == "cpu" else STEPS_BEHIND)
 

@@ -12,13 +12,16 @@ from fastrlhf.models.decoder import Decoder, Projection
 @torch.no_grad()
 def quantised(decoder: Decoder) -> Decoder:
     """The decoder with all projections and the head in int8, a scale an output channel, their adapters merged in; the
-    embedding stays as it is. A quarter of the float32 weights' bytes; made anew where those have changed since.
+    embedding and a base that is quantised already stay as they are. A quarter of the float32 weights' bytes; made anew
+    where those have changed since.
 
     Raises:
         FloatingPointError: a weight is not finite (on a CPU; a GPU finds NaN logits); the message names the layer.
     """
     try:
-        return decoder.map_projections(_quantised)._replace(head=_quantised(decoder.head))
+        layers = decoder.map_projections(_quantised)
+        with decoder.having("head"):
+            return layers._replace(head=_quantised(decoder.head))
     except ValueError:
         raise FloatingPointError(
             f"a weight of {_where_not_finite(decoder)} is NaN or infinite, which 8 bits cannot hold"
@@ -28,13 +31,20 @@ def quantised(decoder: Decoder) -> Decoder:
 def _where_not_finite(decoder: Decoder) -> str:
     for index, layer in enumerate(decoder.layers):
         projections = decoder._replace(layers=(layer,)).projections()
-        *of_layer, _ = (_merged(projection)[0] for projection in projections)
-        if not all(bool(weight.isfinite().all()) for weight in of_layer):
-            return f"layer {index}"
+        with decoder.having(index):
+            *of_layer, _ = (
+                _merged(projection)[0]
+                for projection in projections
+                if not isinstance(projection.weight, QuantizedWeight)
+            )
+            if not all(bool(weight.isfinite().all()) for weight in of_layer):
+                return f"layer {index}"
     return "the head"
 
 
 def _quantised(projection: Projection) -> Projection:
+    if isinstance(projection.weight, QuantizedWeight):
+        return projection
     weight, bias = _merged(projection)
     return Projection(quantize(weight.contiguous(), "int8")._replace(dtype=projection.weight.dtype), bias)
 

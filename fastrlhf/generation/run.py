@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from fastrlhf.generation.engine import Engine
 from fastrlhf.generation.fallback import run_fallback
+from fastrlhf.generation.offloaded import weights_at_hand
 from fastrlhf.generation.request import Event, Request
 from fastrlhf.generation.rollout_weights import quantised
 from fastrlhf.models.backbone import base_model, context_length
@@ -44,22 +45,22 @@ def run(
     if max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}, expected at least 1")
     _check_requests(model, requests)
-    decoder = describe_or_say(model, max(request.positions for request in requests))
-    if decoder is None and weights is not None:
-        raise ValueError(f"weights is {weights!r}, which the model's own forward cannot compute with")
-    if decoder is None:
-        yield from run_fallback(base_model(model), requests, max_rows=max_rows)
-        return
-    if weights == "int8":
-        decoder = quantised(decoder)
-    engine = Engine(decoder, requests, max_rows=max_rows, cache_bytes=cache_bytes)
-    yield from engine.run()
+    with weights_at_hand(base_model(model)) as bring:
+        decoder = describe_or_say(model, max(request.positions for request in requests), bring)
+        if decoder is None and weights is not None:
+            raise ValueError(f"weights is {weights!r}, which the model's own forward cannot compute with")
+        if decoder is None:
+            yield from run_fallback(base_model(model), requests, max_rows=max_rows)
+            return
+        if weights == "int8":
+            decoder = quantised(decoder)
+        yield from Engine(decoder, requests, max_rows=max_rows, cache_bytes=cache_bytes).run()
 
 
-def describe_or_say(model: nn.Module, positions: int) -> Decoder | None:
+def describe_or_say(model: nn.Module, positions: int, bring: Callable | None = None) -> Decoder | None:
     """The model's description, or None and one notice that says why there is none."""
     try:
-        decoder = describe(model)
+        decoder = describe(model, bring)
         if decoder.longest is not None and positions > decoder.longest:
             raise CannotDescribe(
                 f"the angles of its rotary embedding change after {decoder.longest} positions"

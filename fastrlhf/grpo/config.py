@@ -145,6 +145,7 @@ class GroupConfig(TrainingArguments):
     device_memory: str | None = _as_in_ppo("device_memory")
     host_memory: str | None = _as_in_ppo("host_memory")
     offload_dir: str | None = _as_in_ppo("offload_dir")
+    offload_activations: bool = _as_in_ppo("offload_activations")
     keep_last: int | None = _as_in_ppo("keep_last")
     max_skipped_updates: int = _as_in_ppo("max_skipped_updates")
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastrlhf.memory.buffers import make_buffer
+from fastrlhf.memory.deferred import read_deferred
 from fastrlhf.memory.layout import Layout, Slot
 from fastrlhf.memory.placement import ChunkSizes, Piece
 from fastrlhf.memory.residency import Resident, View
@@ -78,7 +79,8 @@ def make_chunk(
     """Move parameters into a chunk: their values go home, and they become views of its buffer.
 
     Args:
-        owners: the parameters, wherever they are; those on the meta device start at zero.
+        owners: the parameters, wherever they are; those on the meta device are read if they know from where, and
+            start at zero else.
         home: gives the place of a piece of so many bytes, None for one that stays on the device.
         adopt: takes each piece into the residency.
     """
@@ -88,7 +90,11 @@ def make_chunk(
     for slot, owner in zip(layout.slots, owners, strict=True):
         if not owner.is_meta:
             _view(values, slot).copy_(owner.detach())
-    hole = torch.full((1,), torch.nan, dtype=layout.dtype, device=device)
+        else:
+            read_deferred(owner, _view(values, slot))
+    hole = torch.full(
+        (), torch.nan if layout.dtype.is_floating_point else 0, dtype=layout.dtype, device=device
+    )
     views = []
     for slot, owner in zip(layout.slots, owners, strict=True):
         view = _view(buffer.flat, slot)

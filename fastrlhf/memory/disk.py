@@ -75,7 +75,7 @@ class DiskFile:
 
 def _all_of(call: Callable[..., int], done: str, descriptor: int, tensor: torch.Tensor, offset: int) -> None:
     """A call may do less than asked; it is repeated until all is done or nothing more is."""
-    left = _memory(tensor)
+    left = memory_of(tensor)
     while left.nbytes:
         try:
             count = call(descriptor, [left], offset)
@@ -88,7 +88,7 @@ def _all_of(call: Callable[..., int], done: str, descriptor: int, tensor: torch.
         left, offset = left[count:], offset + count
 
 
-def _memory(tensor: torch.Tensor) -> memoryview:
+def memory_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor. (Not through numpy, which would keep its storage from being resized.)"""
     size = tensor.numel() * tensor.element_size()
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")

@@ -56,19 +56,20 @@ class ModuleHooks:
         """Bring what `module` needs whenever it runs."""
         running: list[list[Use]] = []  # it may run within itself: checkpointed activations are computed again
 
-        def before(module: nn.Module, args: Any) -> None:
+        def bring_parameters(module: nn.Module, args: Any) -> None:
             self._forget_failed_backward()
             uses = needs.forward()
             self._residency.acquire(uses)
             running.append(uses)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def let_parameters_go(module: nn.Module, args: Any, output: Any) -> None:
             if running:  # not if bringing them failed
                 self._residency.release(running.pop())
                 self._watch(output, needs)
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after, always_call=True)
+        # (whoever runs the weights without the module knows these by their names: `using.MANAGER_HOOKS`)
+        module.register_forward_pre_hook(bring_parameters)
+        module.register_forward_hook(let_parameters_go, always_call=True)
 
     @contextmanager
     def use(self, needs: Needs, writes: bool = False) -> Iterator[None]:

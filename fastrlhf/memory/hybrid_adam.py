@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,14 @@ import torch
 from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import adamw
 from fastrlhf.memory.chunk import Chunk
+from fastrlhf.memory.layout import Slot
 from fastrlhf.memory.manager import MemoryManager
 from fastrlhf.memory.residency import Use
 from fastrlhf.memory.state_dicts import host_values
+from fastrlhf.memory.tensor_files import Stored, Value, read_stored
+
+# The rows of a chunk's optimizer state; the last one for bfloat16 parameters only.
+MOMENTS = ("exp_avg", "exp_avg_sq", "master")
 
 
 class Segment(NamedTuple):
@@ -167,10 +173,13 @@ class HybridAdam(torch.optim.Optimizer):
 
     # State
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, moments: bool = True) -> dict[str, Any]:
         """As `torch.optim.AdamW`'s: step, exp_avg and exp_avg_sq of each parameter (and master, for bfloat16).
 
         What is in the host tier is given as it lies there; what is on the disk is read into memory.
+
+        Args:
+            moments: False leaves all but the steps to `state_values`.
         """
         self.state.clear()
         for chunk in self.chunks:
@@ -178,20 +187,39 @@ class HybridAdam(torch.optim.Optimizer):
             for owner, slot in zip(chunk.owners, chunk.layout.slots, strict=True):
                 if not self._steps[owner]:
                     continue
+                self.state[owner] = {"step": torch.tensor(float(self._steps[owner]))}
+                if not moments:
+                    continue
                 if values is None:
                     values = host_values(chunk.optimizer, self.manager.residency)
                     values = values.view(chunk.optimizer.flat.shape)
                 part = [row[slot.offset : slot.offset + slot.numel].view(slot.shape) for row in values]
-                self.state[owner] = {"step": torch.tensor(float(self._steps[owner]))}
-                self.state[owner] |= dict(zip(("exp_avg", "exp_avg_sq", "master"), part, strict=False))
+                self.state[owner] |= dict(zip(MOMENTS, part, strict=False))
         try:
             return super().state_dict()
         finally:
             self.state.clear()
 
+    def state_values(self) -> dict[str, Value]:
+        """What `state_dict(moments=False)` leaves out, by number and name (`3.exp_avg`), each to be read by itself."""
+        numbers = {parameter: number for number, parameter in enumerate(self._group_of)}
+        found = {}
+        for chunk in self.chunks:
+            for owner, slot in zip(chunk.owners, chunk.layout.slots, strict=True):
+                for row, name in zip(range(len(chunk.optimizer.flat)), MOMENTS, strict=False):
+                    if self._steps[owner]:
+                        read = partial(self._moment, chunk, row, slot)
+                        dtype = chunk.optimizer.flat.dtype
+                        found[f"{numbers[owner]}.{name}"] = Value(dtype, slot.shape, read)
+        return found
+
+    def _moment(self, chunk: Chunk, row: int, slot: Slot) -> torch.Tensor:
+        start = row * chunk.layout.numel + slot.offset
+        return host_values(chunk.optimizer, self.manager.residency, start, slot.numel).view(slot.shape)
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of `torch.optim.AdamW` or of this class.
+        """Take over the state of `torch.optim.AdamW` or of this class, whose tensors may be in files still (`Stored`).
 
         Raises:
             ValueError: it is of other groups or parameters.
@@ -211,16 +239,19 @@ class HybridAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_states(self, states: dict[torch.Tensor, dict[str, Any]]) -> None:
-        """Take over steps and moments by parameter; one without any starts anew."""
+        """Take over steps and moments (tensors, or `Stored`) by parameter; one without any starts anew."""
         for chunk in self.chunks:
             piece = chunk.optimizer
             values = torch.zeros(piece.flat.shape, dtype=piece.flat.dtype)
             for owner, slot in zip(chunk.owners, chunk.layout.slots, strict=True):
                 state = states.get(owner, {})
                 self._steps[owner] = int(state.get("step", 0))
-                for row, name in zip(values, ("exp_avg", "exp_avg_sq", "master"), strict=False):
-                    if name in state:
-                        row[slot.offset : slot.offset + slot.numel].view(slot.shape).copy_(state[name])
+                for row, name in zip(values, MOMENTS, strict=False):
+                    target = row[slot.offset : slot.offset + slot.numel].view(slot.shape)
+                    if isinstance(state.get(name), Stored):
+                        read_stored(state[name], target)
+                    elif name in state:
+                        target.copy_(state[name])
             self.manager.residency.discard([piece])
             (piece.flat.copy_ if piece.home is None else piece.home.fill)(values)
             chunk.changed = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import inf
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastrlhf.kernels.packed import limit_packed
+from fastrlhf.memory.activations import Activations
 from fastrlhf.memory.buffers import return_large_allocations
 from fastrlhf.memory.chunk import Chunk, chunk_sizes, make_chunk
 from fastrlhf.memory.copies import Copier
@@ -20,9 +21,9 @@ from fastrlhf.memory.layout import LARGEST_CHUNK, Wanted, lay_out, search_chunk_
 from fastrlhf.memory.meter import Meter, table
 from fastrlhf.memory.placement import Capacities, Piece, Placement, plan_homes
 from fastrlhf.memory.residency import Residency, Use
-from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts
+from fastrlhf.memory.state_dicts import attach_copy, attach_state_dicts, slot_values
 from fastrlhf.memory.tiers import STAGING_BUFFERS, DiskTier, Home, HostHome
-from fastrlhf.memory.units import Unit, find_units
+from fastrlhf.memory.units import Unit, around, find_units
 from fastrlhf.memory.using import put_under
 
 
@@ -37,6 +38,7 @@ class MemoryManager:
         placement: which pieces stay, and which leave first.
         prefetch: how many uses ahead pieces are brought.
         chunk_bytes: size of a chunk; None searches it.
+        offload_activations: send what a forward keeps for its backward to the host.
 
     Attributes:
         chunks: all chunks. device_meter, host_meter, disk_meter: the books.
@@ -59,6 +61,7 @@ class MemoryManager:
         placement: Placement,
         prefetch: int,
         chunk_bytes: int | None = None,
+        offload_activations: bool = False,
     ):
         self.device, self.directory, self.models = device, directory, list(models)
         self.updates_on_device = device.type == "cpu"
@@ -106,6 +109,10 @@ class MemoryManager:
             if chunks := self._chunks(parameter for _, parameter in unit.parameters):
                 needs = Needs(unit.name, chunks, unit.inside)
                 self.hooks.attach(unit.module, needs)
+        if offload_activations:
+            activations = Activations(self._copier, self.device_meter, self.host_meter, prefetch)
+            for module in around(units, self.models):
+                activations.attach(module)
         self._finish(trained)
 
     # What others use
@@ -122,11 +129,29 @@ class MemoryManager:
                 chunk.changed = True
         return self.hooks.use(Needs(f"use of {type(module).__name__} {id(module)}", chunks), writes)
 
+    def fits(self, module: nn.Module) -> bool:
+        """Whether all parameters of `module` can be on the device at once, beside what never leaves it."""
+        return self.residency.fits([chunk.parameters for chunk in self._chunks(module.parameters())])
+
     @contextmanager
     def gradient(self, parameter: nn.Parameter) -> Iterator[torch.Tensor | None]:
         """A parameter's gradient, on the device for the block; None where no backward has reached it."""
         with self.residency.using([Use(self._places[parameter][0].gradients)]):
             yield parameter.grad
+
+    def values(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A parameter's values as a tensor that stays where it is: as they lie in memory, else a copy."""
+        if parameter not in self._places:
+            return parameter.detach()
+        return slot_values(*self._places[parameter], self.residency)
+
+    @torch.no_grad()
+    def write(self, parameter: nn.Parameter, read: Callable[[torch.Tensor], None]) -> None:
+        """Have `read(target)` write a parameter's values into its place."""
+        chunk, _ = self._places[parameter]
+        chunk.changed = True
+        with self.residency.using([Use(chunk.parameters, writes=True)]):
+            read(parameter.detach())
 
     @property
     def meters(self) -> tuple[Meter, Meter, Meter]:
@@ -212,7 +237,7 @@ def _parameters(units: list[Unit], trained: Sequence[nn.Parameter]):
     seen: set[int] = set()
     for number, unit in enumerate(units):
         for name, parameter in unit.parameters:
-            if id(parameter) in seen or not parameter.is_floating_point():
+            if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             unique = name if name not in owners else f"{name} ({number})"

@@ -29,6 +29,7 @@ def offload(
     placement: str | Placement = "auto",
     prefetch: int = 2,
     chunk_size: str | int | None = None,
+    offload_activations: bool = False,
 ) -> HybridAdam | MemoryManager:
     """Train, or run, models whose parameters, gradients and optimizer state are more than the device holds.
 
@@ -54,6 +55,9 @@ def offload(
         placement: "auto" (what is needed furthest in the future leaves first), or a `StaticPlacement`.
         prefetch: how many uses ahead chunks are brought while others are computed with.
         chunk_size: how much moves at once; None searches the size that wastes least.
+        offload_activations: what the forward keeps for the backward goes to the host's memory (and counts in
+            `host_memory`) until it is needed: each layer's input with gradient checkpointing, else all that the layers'
+            operations keep. For devices other than the CPU, whose memory is the host's.
 
     Returns:
         The optimizer (its `manager` has the books: `print(optimizer.manager.report())`), or without one the manager.
@@ -77,6 +81,11 @@ def offload(
         raise ValueError(f'placement is {placement!r}, expected "auto" or a StaticPlacement')
     if prefetch < 0:
         raise ValueError(f"prefetch is {prefetch}, expected a number from 0 on")
+    if offload_activations and place.type == "cpu":
+        raise ValueError(
+            "offload_activations=True, but the device is the CPU, whose memory is the host's: nothing would be saved. "
+            "Gradient checkpointing makes the activations fewer, and shorter micro-batches smaller"
+        )
     host_default = 0 if place.type == "cpu" else inf
     manager = MemoryManager(
         models,
@@ -91,6 +100,7 @@ def offload(
         placement=placement,
         prefetch=prefetch,
         chunk_bytes=None if chunk_size is None else parse_size("chunk_size", chunk_size),
+        offload_activations=offload_activations,
     )
     if optimizer is None:
         return manager

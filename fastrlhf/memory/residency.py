@@ -18,7 +18,8 @@ from fastrlhf.memory.tiers import Home
 class View(NamedTuple):
     """A tensor that others hold, and what it shows while its piece is on the device, and while it is not.
 
-    (What it shows else is one NaN, expanded: it has the shape and takes no memory, and cannot be written to.)
+    (What it shows else is one NaN, expanded: it has the shape and takes no memory, and cannot be written to. Codes of
+    a quantised weight show zeros, and their scales NaN.)
     """
 
     tensor: torch.Tensor
@@ -105,6 +106,12 @@ class Residency:
             piece.shown = True
             piece.show(False)
         return piece
+
+    def fits(self, pieces: Iterable[Resident]) -> bool:
+        """Whether pieces can be on the device at once, beside those that never leave it."""
+        stays = {key: piece for key, piece in self._pieces.items() if piece.home is None}
+        together = stays | {piece.key: piece for piece in pieces}
+        return sum(piece.nbytes for piece in together.values()) <= self.meter.capacity
 
     @contextmanager
     def using(self, uses: Sequence[Use]) -> Iterator[None]:

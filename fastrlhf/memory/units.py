@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,8 +15,8 @@ class Unit:
     Attributes:
         name: its name in the model.
         module: whoever runs it needs `parameters` on the device.
-        parameters: names and parameters, matrices first (so that query, key and value lie side by side, as do gate and
-            up, and their biases), each group in module order.
+        parameters: names and parameters, weight matrices first (so that query, key and value lie side by side, as do
+            gate and up, and their biases), then other matrices, such as scales, then vectors, each in module order.
         inside: the names of units that run within it: it holds parameters of its own and stays while they come and go.
     """
 
@@ -38,6 +39,16 @@ def find_units(model: nn.Module, name: str = "") -> list[Unit]:
     found: list[Unit] = []
     _collect(model, name, whole, found, set(), root=True)
     return found
+
+
+def around(units: Iterable[Unit], models: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules of the models that run units and are in none: what a layer is given is saved in their forward."""
+    blocks = {id(unit.module) for unit in units if not unit.inside}
+    within = {id(part) for unit in units if not unit.inside for part in unit.module.modules()}
+    modules = {
+        id(module): module for model in models for module in model.modules() if id(module) not in within
+    }
+    return [module for module in modules.values() if any(id(part) in blocks for part in module.modules())]
 
 
 def _collect(
@@ -71,7 +82,11 @@ def _has_container(module: nn.Module) -> bool:
 
 
 def _ordered(parameters: list[tuple[str, nn.Parameter]]) -> tuple[tuple[str, nn.Parameter], ...]:
-    return tuple(sorted(parameters, key=lambda named: named[1].dim() < 2))
+    def order(named: tuple[str, nn.Parameter]) -> int:
+        name, parameter = named
+        return 2 if parameter.dim() < 2 else int(name.rpartition(".")[2] != "weight")
+
+    return tuple(sorted(parameters, key=order))
 
 
 def _join(prefix: str, name: str) -> str:

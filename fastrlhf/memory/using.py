@@ -10,6 +10,10 @@ from torch import nn
 if TYPE_CHECKING:
     from fastrlhf.memory.manager import MemoryManager
 
+# The names of the hooks by which a manager has weights on the device while a module runs, and what it saves elsewhere:
+# no number changes by them.
+MANAGER_HOOKS = ("bring_parameters", "let_parameters_go", "send_activations_away", "keep_activations")
+
 _NAME = "_fastrlhf_manager"
 
 
@@ -31,8 +35,14 @@ def using(module: nn.Module) -> AbstractContextManager[None]:
 
     Where nothing is offloaded this does nothing.
     """
+    manager = manager_of(module)
+    return nullcontext() if manager is None else manager.use(module)
+
+
+def manager_of(module: nn.Module) -> MemoryManager | None:
+    """Who has the weights of `module`; None where nothing is offloaded."""
     managed = vars(module).get(_NAME)
-    return nullcontext() if managed is None or managed.manager is None else managed.manager.use(module)
+    return None if managed is None else managed.manager
 
 
 def put_under(manager: MemoryManager, module: nn.Module) -> None:

@@ -7,6 +7,8 @@ have been put in another's place meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,9 @@ from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from fastrlhf.kernels import QuantizedWeight
+from fastrlhf.memory.using import MANAGER_HOOKS
 from fastrlhf.models.parts import original_class
+from fastrlhf.models.quantized import QuantizedLinear, base_weight
 
 
 class CannotDescribe(Exception):
@@ -99,6 +103,8 @@ class Decoder(NamedTuple):
     Attributes:
         rotary: transformers' module that gives the angles of positions, or None.
         longest: positions after which the angles depend on the length of the longest sequence; None: never.
+        bring: for a model whose weights are elsewhere (see `fastrlhf.offload`): gives a context that has a part of them
+            on the device, a layer by its number, or "embedding", "norm" (the final one) or "head". None: all are there.
     """
 
     embedding: torch.Tensor
@@ -109,6 +115,11 @@ class Decoder(NamedTuple):
     head: Projection
     rotary: nn.Module | None
     longest: int | None = None
+    bring: Callable[[int | str], AbstractContextManager[None]] | None = None
+
+    def having(self, part: int | str) -> AbstractContextManager[None]:
+        """A block with the weights of a part on the device: see `bring`."""
+        return nullcontext() if self.bring is None else self.bring(part)
 
     def projections(self) -> Iterator[Projection]:
         """All of the layers' projections, and the head."""
@@ -143,20 +154,21 @@ class Decoder(NamedTuple):
     def map_projections(self, change: Callable[[Projection], Projection]) -> Decoder:
         """A decoder with `change(projection)` in the place of each layer's projections."""
 
-        def of_layer(layer: Layer) -> Layer:
+        def of_layer(index: int, layer: Layer) -> Layer:
             attention, mlp = layer.attention, layer.mlp
-            return layer._replace(
-                attention=attention._replace(
-                    projections=tuple(map(change, attention.projections)), output=change(attention.output)
-                ),
-                mlp=mlp._replace(
-                    gate=None if mlp.gate is None else change(mlp.gate),
-                    up=change(mlp.up),
-                    down=change(mlp.down),
-                ),
-            )
+            with self.having(index):
+                return layer._replace(
+                    attention=attention._replace(
+                        projections=tuple(map(change, attention.projections)), output=change(attention.output)
+                    ),
+                    mlp=mlp._replace(
+                        gate=None if mlp.gate is None else change(mlp.gate),
+                        up=change(mlp.up),
+                        down=change(mlp.down),
+                    ),
+                )
 
-        return self._replace(layers=tuple(map(of_layer, self.layers)))
+        return self._replace(layers=tuple(starmap(of_layer, enumerate(self.layers))))
 
     @torch.no_grad()
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -179,10 +191,10 @@ def norm(module: nn.Module, *, weight_offset: float = 0.0, cast_before_weight: b
 
 
 def projection(module: nn.Module) -> Projection:
-    """The description of an `nn.Linear`, a `Conv1D`, or either with LoRA adapters of PEFT on it."""
+    """The description of an `nn.Linear` (quantised or not), a `Conv1D`, or one with LoRA adapters of PEFT on it."""
     check_plain(module)
-    if original_class(module) is nn.Linear:
-        return Projection(module.weight, module.bias)
+    if original_class(module) in (nn.Linear, QuantizedLinear):
+        return Projection(base_weight(module), module.bias)
     if type(module) is Conv1D:
         return Projection(module.weight, module.bias, transposed=True)
     if hasattr(module, "lora_A") and type(module).__name__ == "Linear":
@@ -228,9 +240,14 @@ def activation(act_fn: nn.Module) -> str:
     raise CannotDescribe(f"its activation is {type(act_fn).__name__}")
 
 
-# Hooks of transformers and PEFT that change no number: for gradient checkpointing, and for those who ask for hidden
-# states.
-_HARMLESS_HOOKS = ("make_inputs_require_grad", "make_inputs_require_grads", "output_capturing_hook")
+# Hooks that change no number: transformers' and PEFT's for gradient checkpointing and for those who ask for hidden
+# states, and the memory manager's, in whose place `Decoder.bring` comes.
+_HARMLESS_HOOKS = (
+    "make_inputs_require_grad",
+    "make_inputs_require_grads",
+    "output_capturing_hook",
+    *MANAGER_HOOKS,
+)
 
 
 def check_plain(module: nn.Module) -> None:

@@ -32,10 +32,13 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _tried: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
 
 
-def describe(model: nn.Module) -> Decoder:
+def describe(model: nn.Module, bring: Callable | None = None) -> Decoder:
     """The weights and layers of `model`, a Hugging Face causal language model or a PEFT model around one.
 
     The first time for a model, its description's logits of three tokens are compared with its own.
+
+    Args:
+        bring: see `Decoder`.
 
     Raises:
         CannotDescribe: it is of a family that is not known, or has parts that are not; the message says which.
@@ -46,7 +49,7 @@ def describe(model: nn.Module) -> Decoder:
     if family is None:
         raise CannotDescribe(f"the family {config.model_type!r} is not known")
     try:
-        described = _checked(family(model, _head(model)), model)
+        described = _checked(family(model, _head(model))._replace(bring=bring), model)
     except AttributeError as error:
         raise CannotDescribe(f"{type(model).__name__} has not the parts of its family: {error}") from None
     adapted = tuple(len(part.adapters) for part in described.layers[0].attention.projections)

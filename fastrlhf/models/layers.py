@@ -60,7 +60,8 @@ def _with_adapter(x: torch.Tensor, projection: Projection, group_offsets: torch.
 def _base_product(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     weight, bias, _, transposed = projection
     if isinstance(weight, QuantizedWeight):
-        return dispatch.call("linear", x, weight.codes, weight.scales, None, None, bias)
+        parts = weight.codes, weight.scales, weight.scale_scales, weight.offset
+        return dispatch.call("linear", x, *parts, bias)
     if transposed:
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
     return _linear(x, weight, bias)
@@ -95,12 +96,19 @@ def rows_are_native(decoder: Decoder) -> bool:
 
 def embed(decoder: Decoder, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """`[N, D]` of tokens and their positions `[N]`."""
-    hidden = decoder.embedding[tokens]
-    if decoder.embedding_scale != 1.0:
-        hidden = hidden * torch.tensor(decoder.embedding_scale, dtype=hidden.dtype, device=hidden.device)
-    if decoder.position_embedding is not None:
-        hidden = hidden + decoder.position_embedding[positions]
-    return hidden
+    with decoder.having("embedding"):
+        hidden = decoder.embedding[tokens]
+        if decoder.embedding_scale != 1.0:
+            hidden = hidden * torch.tensor(decoder.embedding_scale, dtype=hidden.dtype, device=hidden.device)
+        if decoder.position_embedding is not None:
+            hidden = hidden + decoder.position_embedding[positions]
+        return hidden
+
+
+def logits(decoder: Decoder, hidden: torch.Tensor, product: Product = project) -> torch.Tensor:
+    """`[N, V]` of hidden states `[N, D]`."""
+    with decoder.having("head"):
+        return product(hidden, decoder.head)
 
 
 def run_layers(
@@ -115,17 +123,19 @@ def run_layers(
 
     `watch` gets what each layer adds to the hidden states.
     """
-    normed = normalise(decoder.layers[0].attention_norm, hidden)
+    added = None
     for index, layer in enumerate(decoder.layers):
-        after = (
-            decoder.final_norm
-            if index + 1 == len(decoder.layers)
-            else decoder.layers[index + 1].attention_norm
-        )
-        added, hidden = _run_layer(index, layer, normed, hidden, angles, attend, product)
+        with decoder.having(index):
+            normed, hidden = _enter(layer.attention_norm, added, hidden)
+            added, hidden = _run_layer(index, layer, normed, hidden, angles, attend, product)
         watch(index, added)
-        normed, hidden = add_and_normalise(after, added, hidden)
-    return normed
+    with decoder.having("norm"):
+        return _enter(decoder.final_norm, added, hidden)[0]
+
+
+def _enter(norm: Norm, added: torch.Tensor | None, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of what the layer before has left to add, if any, and the hidden states with it."""
+    return (normalise(norm, hidden), hidden) if added is None else add_and_normalise(norm, added, hidden)
 
 
 def _run_layer(index: int, layer: Layer, normed, hidden, angles, attend, product):
@@ -207,4 +217,4 @@ def run_packed(decoder: Decoder, tokens: torch.Tensor, watch=lambda index, hidde
             packed_attention(decoder, cu_seqlens, len(tokens)),
             watch=watch,
         )
-        return project(hidden, decoder.head)
+        return logits(decoder, hidden)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastrlhf.kernels import linear, lora_linear
+from fastrlhf.kernels import QuantizedWeight, linear, lora_linear
 from fastrlhf.models.one_adapter import scale_of, whole_batch
 from fastrlhf.models.parts import original_class
+from fastrlhf.models.quantized import QuantizedLinear, base_weight
 
 
 class Linear:
@@ -25,10 +26,12 @@ class LoraLinear:
         if args or kwargs or not adapters:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
-        return lora_product(x, base.weight, base.bias, *_as_one(self, adapters))
+        return lora_product(x, base_weight(base), base.bias, *_as_one(self, adapters))
 
 
-def layer_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def layer_product(
+    x: torch.Tensor, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None
+) -> torch.Tensor:
     """`x weight^T + bias` in the dtype that autocast asks for, or that of x."""
     x = _autocast(x)
     return linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -36,7 +39,7 @@ def layer_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 def lora_product(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | QuantizedWeight,
     bias: torch.Tensor | None,
     lora_A: torch.Tensor,
     lora_B: torch.Tensor,
@@ -60,8 +63,9 @@ def linear_part(module: nn.Module) -> type | None:
     if type(module) is nn.Linear:
         return Linear
     if type(module).__module__ == "peft.tuners.lora.layer" and type(module).__name__ == "Linear":
-        # a subclass may be quantised
-        return LoraLinear if original_class(module.get_base_layer()) is nn.Linear else None
+        # a subclass that is not ours may be quantised in another way
+        base = original_class(module.get_base_layer())
+        return LoraLinear if base in (nn.Linear, QuantizedLinear) else None
     return None
 
 

@@ -182,6 +182,11 @@ class PPOConfig(TrainingArguments):
     offload_dir: str | None = option(
         None, "With device_memory: a directory on a fast disk for what fits in neither."
     )
+    offload_activations: bool = option(
+        False,
+        "With device_memory, on a GPU: what a forward keeps for its backward waits in the host's memory (with "
+        "gradient_checkpointing the inputs of the layers).",
+    )
     keep_last: int | None = option(None, "How many checkpoints stay; the same as save_total_limit.")
     max_skipped_updates: int = option(
         3, "Non-finite updates in a row after which the run stops with a checkpoint."

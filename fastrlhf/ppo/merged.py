@@ -48,17 +48,23 @@ def save_merged(model: nn.Module, folder: Path, shard_size: str) -> None:
     base.save_pretrained(folder, state_dict=whole, max_shard_size=shard_size)
 
 
-def _tuned(base: nn.Module) -> dict[str, nn.Module]:
+def tuned_layers(base: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have adapters, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
+def name_without_wrapper(name: str) -> str:
+    """A tensor's name in the model without adapters."""
+    return _WRAPPER.sub("", name)
+
+
 def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
     """The base's state dict without the adapters, under the names that it has without them."""
-    tuned = _tuned(base)
+    tuned = tuned_layers(base)
     state = {
-        _WRAPPER.sub("", name): tensor
+        name_without_wrapper(name): tensor
         for name, tensor in base.state_dict().items()
         if not any(name.startswith(f"{layer}.") for layer in tuned)
     }
@@ -69,7 +75,7 @@ def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
 
 def _merged(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """What the adapters change, by name, one layer after the other."""
-    for name, layer in _tuned(base).items():
+    for name, layer in tuned_layers(base).items():
         copied = copy.deepcopy(layer)
         copied.merge()
         for key, tensor in copied.get_base_layer().state_dict().items():
@@ -79,7 +85,7 @@ def _merged(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _is_shared(state: dict[str, torch.Tensor], base: nn.Module) -> bool:
     """Whether a layer that an adapter changes has its memory under two names, which transformers writes once."""
     holders = Counter(tensor.data_ptr() for tensor in state.values())
-    layers = tuple(f"{name}." for name in _tuned(base))
+    layers = tuple(f"{name}." for name in tuned_layers(base))
     return any(holders[tensor.data_ptr()] > 1 for name, tensor in state.items() if name.startswith(layers))
 
 

@@ -335,7 +335,7 @@ class OnlineTrainer(Samples, HasRoles, Trainer):
         """Write the policy (a PEFT policy's adapter), the tokenizer and any critic to `output_dir`."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.policy_model.save_pretrained(folder)
+        state.save_trained(self.policy_model, folder)
         self.processing_class.save_pretrained(folder)
         if self.value_model is not None:
             state.save_critic(self.value_model, folder / state.CRITIC)

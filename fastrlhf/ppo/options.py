@@ -18,6 +18,8 @@ def check_common(args: Any) -> None:
             parse_size(name, getattr(args, name))
     if args.device_memory is None and (args.host_memory or args.offload_dir):
         raise ValueError("host_memory and offload_dir are for what leaves the device: set device_memory too")
+    if args.device_memory is None and args.offload_activations:
+        raise ValueError("offload_activations=True needs the memory manager: set device_memory too")
     if args.trainable_layers is not None and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(
             "gradient_checkpointing_kwargs asks for use_reentrant, with which no gradient comes where a layer's "

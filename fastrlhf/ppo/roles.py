@@ -115,6 +115,7 @@ class HasRoles(HasOurAdamW):
             host_memory=args.host_memory,
             disk=args.offload_dir,
             device=args.device,
+            offload_activations=args.offload_activations,
         )
 
     def share_forwards(self) -> None:
@@ -166,7 +167,9 @@ class HasRoles(HasOurAdamW):
             return self.args.reuse_rollout_logprobs
         corrected, narrow = self.args.rollout_correction_cap is not None, self.args.bf16
         return not (corrected or narrow) and all(
-            parameter.dtype == torch.float32 for parameter in self.policy_model.parameters()
+            parameter.dtype == torch.float32
+            for parameter in self.policy_model.parameters()
+            if parameter.is_floating_point()
         )
 
     def autocast(self):

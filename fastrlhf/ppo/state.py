@@ -8,25 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from fastrlhf.kernels import products
+from fastrlhf.memory.hybrid_adam import HybridAdam
+from fastrlhf.memory.sizes import parse_size
+from fastrlhf.memory.streamed import load_values, model_values, named_tensors
+from fastrlhf.memory.tensor_files import load_stored, stored_tensors, write_file
 from fastrlhf.models.backbone import is_peft
 from fastrlhf.ppo.merged import save_merged
+from fastrlhf.ppo.streamed import adapter_state, save_streamed, streams
 from fastrlhf.trainers.checkpoint import CheckpointError, check_checkpoint
 
 if TYPE_CHECKING:
     from fastrlhf.ppo.online import OnlineTrainer
 
 SHARD_SIZE = "200MB"
-ADAPTER, CRITIC, REFERENCE, TRAINING, PROGRESS, TRAINER_STATE = (
+ADAPTER, CRITIC, REFERENCE, MOMENTS, TRAINING, PROGRESS, TRAINER_STATE = (
     "adapter",
     "critic.safetensors",
     "reference.safetensors",
+    "moments.safetensors",
     "training.pt",
     "progress.json",
     "trainer_state.json",
@@ -64,11 +69,11 @@ def write_state(trainer: OnlineTrainer, folder: Path) -> None:
     if trainer.processing_class is not None:
         trainer.processing_class.save_pretrained(folder)
     if is_peft(trainer.policy_model):
-        trainer.policy_model.save_pretrained(folder / ADAPTER)
+        save_adapter(trainer.policy_model, folder / ADAPTER)
     for name, (_, module) in others(trainer).items():
         save_critic(module, folder / name)
     training = {
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": save_optimizer(trainer.optimizer, folder / MOMENTS),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": trainer.random_states,
         "products": products.export_table(),
@@ -93,6 +98,7 @@ def read_state(trainer: OnlineTrainer, folder: Path) -> None:
         # all that can be wrong is looked for before the first weight changes
         check_policy(trainer.policy_model, folder)
         check_others(trainer, folder)
+        add_moments(trainer.optimizer, training["optimizer"], folder / MOMENTS)
         check_optimizer(trainer.optimizer, training["optimizer"])
         load_policy(trainer.policy_model, folder)
         for name, (_, module) in others(trainer).items():
@@ -147,7 +153,7 @@ def check_others(trainer: OnlineTrainer, folder: Path) -> None:
         if (folder / name).is_file() != (name in expected):
             raise ValueError(f"it holds {'no' if name in expected else 'a'} {name}")
     for name, (what, module) in expected.items():
-        check_tensors(module.state_dict(), [folder / name], what)
+        check_tensors(named_tensors(module), [folder / name], what)
 
 
 def check_progress(trainer: OnlineTrainer, reached: dict[str, Any], folder: Path) -> None:
@@ -161,29 +167,21 @@ def check_progress(trainer: OnlineTrainer, reached: dict[str, Any], folder: Path
             )
 
 
-def check_tensors(
-    expected: dict[str, torch.Tensor], files: list[Path], what: str, shared: bool = False
-) -> None:
+def check_tensors(expected: dict[str, torch.Tensor], files: list[Path], what: str) -> None:
     """Raise ValueError unless safetensors files hold tensors of the expected names and shapes, and no others.
 
-    Args:
-        shared: names of the same memory (tied weights) need be there once only.
+    A tensor that is expected under several names (tied weights) need be there under one only.
     """
-    there: dict[str, list[int]] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            there |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    for name, shape in there.items():
+    there = stored_tensors(files)
+    for name, stored in there.items():
         if name not in expected:
             raise ValueError(f"the {what} has no {name}")
-        if shape != list(expected[name].shape):
-            raise ValueError(f"{name} of the {what} is {list(expected[name].shape)}, and {shape} there")
-    stored = {expected[name].data_ptr() for name in there} if shared else set()
-    missing = [
-        name
-        for name, tensor in expected.items()
-        if name not in there and tensor.numel() and tensor.data_ptr() not in stored
-    ]
+        if stored.shape != tuple(expected[name].shape):
+            raise ValueError(
+                f"{name} of the {what} is {list(expected[name].shape)}, and {list(stored.shape)} there"
+            )
+    found = {id(expected[name]) for name in there}
+    missing = [name for name, tensor in expected.items() if tensor.numel() and id(tensor) not in found]
     if missing:
         raise ValueError(f"{', '.join(missing[:3])} of the {what} is not there")
 
@@ -196,12 +194,12 @@ def check_policy(model: nn.Module, folder: Path) -> None:
         if not (folder / ADAPTER).is_dir():
             raise ValueError("it holds a policy without an adapter, and this one has one")
         name = model.active_adapter
-        expected = get_peft_model_state_dict(model, adapter_name=name)
+        expected = get_peft_model_state_dict(model, named_tensors(model), adapter_name=name)
         check_tensors(expected, [_adapter_file(folder, name)], "adapter")
     elif (folder / ADAPTER).is_dir():
         raise ValueError("it holds a policy with an adapter, and this one has none")
     else:
-        check_tensors(model.state_dict(), _shards(folder), "policy", shared=True)
+        check_tensors(named_tensors(model), _shards(folder), "policy")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -213,16 +211,33 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
     parameters = [parameter for group in ours for parameter in group["params"]]
     for number, parameter in zip(ids, parameters, strict=True):
         for name, value in saved["state"].get(number, {}).items():
-            if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+            if name != "step" and tuple(value.shape) != tuple(parameter.shape):
                 raise ValueError(f"the optimizer's {name} is {list(value.shape)} for {list(parameter.shape)}")
 
 
 def save_policy(model: nn.Module, folder: Path) -> None:
     """Write the policy as a plain Hugging Face model, adapters merged into a copy of the layers that they change."""
-    if is_peft(model):
+    if streams(model):
+        save_streamed(model, folder, parse_size("SHARD_SIZE", SHARD_SIZE))
+    elif is_peft(model):
         save_merged(model, folder, SHARD_SIZE)
     else:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+
+
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write what was trained: a PEFT policy's adapters, or the whole policy."""
+    if is_peft(model):
+        save_adapter(model, folder)
+    elif streams(model):
+        save_policy(model, folder)
+    else:
+        model.save_pretrained(folder)
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """Write the adapters of a PEFT model; its base is not looked at."""
+    model.save_pretrained(folder, state_dict=adapter_state(model))
 
 
 def load_policy(model: nn.Module, folder: Path) -> None:
@@ -233,8 +248,7 @@ def load_policy(model: nn.Module, folder: Path) -> None:
         name = model.active_adapter
         set_peft_model_state_dict(model, load_file(_adapter_file(folder, name)), adapter_name=name)
         return
-    for shard in _shards(folder):
-        model.load_state_dict(load_file(shard), strict=False)
+    load_values(model, stored_tensors(_shards(folder)))
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -249,9 +263,27 @@ def _adapter_file(folder: Path, adapter: str) -> Path:
 
 def save_critic(model: nn.Module, path: Path) -> None:
     """Write the weights of a critic (a value head, or a whole model) or of a reference."""
-    save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, path)
+    write_file(path, model_values(model))
 
 
 def load_critic(model: nn.Module, path: Path) -> None:
     """Load what `save_critic` wrote, in place."""
-    model.load_state_dict(load_file(path))
+    load_values(model, stored_tensors([path]))
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
+    """The state dict of an optimizer; moments that are not all in memory are written to `path`, and left out of it."""
+    if not isinstance(optimizer, HybridAdam):
+        return optimizer.state_dict()
+    write_file(path, optimizer.state_values())
+    return optimizer.state_dict(moments=False)
+
+
+def add_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Put what `save_optimizer` has written to a file into the state dict: for an offloaded optimizer its places."""
+    if not path.is_file():
+        return
+    for name, stored in stored_tensors([path]).items():
+        number, moment = name.split(".")
+        offloaded = isinstance(optimizer, HybridAdam)
+        state["state"][int(number)][moment] = stored if offloaded else load_stored(stored)

@@ -130,6 +130,7 @@ APART = {
     "device_memory",
     "host_memory",
     "offload_dir",
+    "offload_activations",
 }
 # where files, logs and processes go: transformers' own business, which its tests are of
 TRANSFORMERS = {
@@ -405,6 +406,8 @@ def test_little_memory(tmp_path, kind):
     assert meter.peak <= meter.capacity == 60_000
     with pytest.raises(ValueError, match="a reference that may be away cannot be moved"):
         group_config(kind, tmp_path, beta=0.1, sync_ref_model=True, device_memory="1GB")
+    with pytest.raises(ValueError, match="offload_activations=True needs the memory manager"):
+        group_config(kind, tmp_path, offload_activations=True)
 
 
 def test_max_skipped_updates(tmp_path):

@@ -44,6 +44,7 @@ def assert_same(actual, expected):
     assert all(torch.equal(actual[2][name], value) for name, value in expected[2].items())
 
 
+@pytest.mark.filterwarnings("error:.*generates with its own forward")
 @pytest.mark.parametrize("roles", ROLES)
 def test_little_memory_trains_as_plenty(roles, tmp_path):
     plenty = run(tmp_path / "plenty", roles, device_memory="1GB")
