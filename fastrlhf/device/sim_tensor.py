@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastrlhf.device import without_values
 from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError, refuse
 from fastrlhf.device.observe import Cost, Kernel, nbytes
 from fastrlhf.device.torch_costs import dtype, size, torch_cost
@@ -68,7 +69,7 @@ class SimTensor(torch.Tensor):
     """A tensor on sim:0.
 
     Attributes:
-        elem: its values, a tensor on the CPU with the same strides.
+        elem: its values, a tensor on the CPU with the same strides (on meta, where there are none).
         allocation: the memory that it is in, shared with its views.
     """
 
@@ -143,7 +144,7 @@ class SimTensor(torch.Tensor):
         return self.elem.untyped_storage()
 
     def new_tensor(self, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> torch.Tensor:
-        made = self.elem.new_tensor(data, dtype=dtype)
+        made = torch.empty((), dtype=self.dtype).new_tensor(data, dtype=dtype)
         return made.to(self.device if device is None else device).requires_grad_(requires_grad)
 
     def tolist(self) -> Any:
@@ -171,11 +172,14 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     to_sim = bool(ours) or not tensors if device is None else torch.device(device).type == "sim"
     if device is not None:
         kwargs = {**kwargs, "device": "cpu"}
-    if name.startswith("fastrlhf::"):
-        with _in(Place.REGISTERED):
+    ours_registered = name.startswith("fastrlhf::")
+    with _in(Place.REGISTERED if ours_registered else _place):
+        if ledger.values or not to_sim:
             out = func(*unwrap(args), **unwrap(kwargs))
-    else:
-        out = func(*unwrap(args), **unwrap(kwargs))
+        elif ours_registered:
+            out = without_values.run_registered(func, unwrap(args), unwrap(kwargs))
+        else:
+            out = without_values.run(func, unwrap(args), unwrap(kwargs), wanted=waits)
     if not to_sim:
         return out
     wrapped = wrap(out, ours, name)
@@ -184,7 +188,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if ledger.poison:
             for tensor in fresh:
                 tensor.elem.untyped_storage().fill_(POISON)
-    elif (fresh or func._schema.is_mutable) and not name.startswith("fastrlhf::"):
+    elif (fresh or func._schema.is_mutable) and not ours_registered:
         tf32 = torch.get_float32_matmul_precision() != "highest"
         ledger.kernel(name, torch_cost(func, args, kwargs, wrapped, fresh), dtype(*ours, *fresh), tf32)
     if waits:
@@ -200,12 +204,17 @@ def observe(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     if not ours and _place != Place.REGISTERED:
         if _place == Place.OUTSIDE:
             ledger.host_work(kernel.operation, kernel.cost(*args))
+            if not ledger.values and without_values.in_place(kernel.operation):
+                return None
         return kernel.run(*args)
     if ours:
         _check_usable(kernel.operation, tensors, ours)
         ledger.streams.current.land()
     with _in(Place.KERNEL):
-        out = kernel.run(*unwrap(args))
+        if ledger.values:
+            out = kernel.run(*unwrap(args))
+        else:
+            out = without_values.run_kernel(kernel.operation, unwrap(args))
     ledger.kernel(kernel.operation, kernel.cost(*args), dtype(*tensors))
     return wrap(out, ours, kernel.operation) if ours else out
 
@@ -292,7 +301,7 @@ def _copy(func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
     _begin(source, target, non_blocking)
     if not _lands_late(source, target, non_blocking):
         _arrive(source, target)
-        unwrap(target).copy_(unwrap(source))
+        _copy_values(unwrap(target), unwrap(source))
         return target
     _enqueue(source, target)
     return target
@@ -305,7 +314,11 @@ def _copy_to_new(func: Any, source: torch.Tensor, kwargs: dict[str, Any]) -> tor
     non_blocking = kwargs.get("non_blocking", False)
     if not non_blocking:
         active().streams.current.land()
-    values = func(unwrap(source), **{**kwargs, "device": "cpu", "non_blocking": False})
+    kwargs = {**kwargs, "device": "cpu", "non_blocking": False}
+    if active().values:
+        values = func(unwrap(source), **kwargs)
+    else:
+        values = without_values.converted(func, unwrap(source), kwargs, to_host=device.type == "cpu")
     target = values if device.type == "cpu" else SimTensor(values, _describe("aten::_to_copy", values))
     if device.type == "cpu" and non_blocking:
         active().pinned.add(target)  # as PyTorch does, so that the host need not wait
@@ -345,16 +358,24 @@ def _arrive(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def _enqueue(source: torch.Tensor, target: torch.Tensor) -> None:
     stream, values, destination = active().streams.current, unwrap(source), unwrap(target)
-    poison(destination)
+    if active().values:
+        poison(destination)
     # the allocator keeps memory that this stream made, or was told of, until the copy is done
     kept = [tensor.allocation for tensor in (source, target) if isinstance(tensor, SimTensor)]
     kept = [allocation for allocation in kept if stream in allocation.streams]
 
     def land() -> None:
-        destination.copy_(values)
+        _copy_values(destination, values)
         kept.clear()
 
     stream.enqueue(land)
+
+
+def _copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
+    if active().values:
+        target.copy_(source)
+    else:
+        without_values.copy_values(target, source)
 
 
 def poison(tensor: torch.Tensor) -> None:
