@@ -8,12 +8,12 @@ from enum import Enum, auto
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from fastrlhf.device import without_values
 from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError, refuse
 from fastrlhf.device.observe import Cost, Kernel, nbytes
 from fastrlhf.device.torch_costs import dtype, size, torch_cost
+from fastrlhf.device.trees import over_tensors, tensors_in
 
 NAME = "sim"
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_to_copy"}
@@ -158,7 +158,7 @@ class SimTensor(torch.Tensor):
 def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """One operation of PyTorch (or a registered one of ours) that a tensor or an argument brought to sim:0."""
     name, ledger = func._schema.name, active()
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     ours = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
     _check_usable(name, tensors, ours, copies=name in COPIES)
     if name in COPIES:
@@ -198,7 +198,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def observe(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     """An operation of ours, called for tensors of sim:0 or within a registered operation on them: one launch."""
-    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in(args))
     ours = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
     ledger = active()
     if not ours and _place != Place.REGISTERED:
@@ -231,16 +231,14 @@ def _in(place: Place) -> Iterator[None]:
 
 def unwrap(tree: Any) -> Any:
     """The values on the CPU in place of the tensors of sim:0."""
-    return tree_map(lambda leaf: leaf.elem if isinstance(leaf, SimTensor) else leaf, tree)
+    return over_tensors(lambda tensor: tensor.elem if isinstance(tensor, SimTensor) else tensor, tree)
 
 
 def wrap(tree: Any, ours: list[SimTensor], maker: str) -> Any:
     """The reverse: one of `ours` where its own values came back, as from an operation in place, else a new tensor."""
     own = {id(tensor.elem): tensor for tensor in ours}
 
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
+    def one(leaf: torch.Tensor) -> SimTensor:
         if id(leaf) not in own:
             return SimTensor(leaf, _describe(maker, leaf))
         tensor = own[id(leaf)]
@@ -248,13 +246,15 @@ def wrap(tree: Any, ours: list[SimTensor], maker: str) -> Any:
             tensor.data = SimTensor(leaf, _describe(maker, leaf))  # `out=` was resized, or `t_` and the like
         return tensor
 
-    return tree_map(one, tree)
+    return over_tensors(one, tree)
 
 
 def _fresh(tree: Any, ours: list[SimTensor]) -> list[SimTensor]:
     known = {id(tensor.allocation) for tensor in ours}
     return [
-        leaf for leaf in tree_leaves(tree) if isinstance(leaf, SimTensor) and id(leaf.allocation) not in known
+        tensor
+        for tensor in tensors_in(tree)
+        if isinstance(tensor, SimTensor) and id(tensor.allocation) not in known
     ]
 
 

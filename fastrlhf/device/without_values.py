@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+
+from fastrlhf.device.trees import over_tensors, tensors_in
 
 _BODY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _VALUED = {torch.bool, torch.int16, torch.int32, torch.int64}
@@ -27,7 +28,7 @@ def has_values(dtype: torch.dtype) -> bool:
 
 def hollow(tree: Any) -> Any:
     """The tensors of the host among `tree` as they are kept for the device: those without values on meta."""
-    return _over_tensors(lambda tensor: tensor if has_values(tensor.dtype) else _on_meta(tensor), tree)
+    return over_tensors(lambda tensor: tensor if has_values(tensor.dtype) else _on_meta(tensor), tree)
 
 
 def run(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any], *, wanted: bool) -> Any:
@@ -37,16 +38,16 @@ def run(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any], *, wanted
         kwargs: `device`, if there, is the host.
         wanted: the shape of the result depends on the values.
     """
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     wanted = wanted or any(result.type.kind() in _NUMBERS for result in func._schema.returns)
     if wanted or (tensors and not any(tensor.is_meta for tensor in tensors)):
-        return hollow(func(*_over_tensors(_zeros, args), **_over_tensors(_zeros, kwargs)))
+        return hollow(func(*over_tensors(_zeros, args), **over_tensors(_zeros, kwargs)))
     if func._schema.name in _INDEXING:
         args = (args[0], _places(args[1]), *args[2:])
     elsewhere = {**kwargs, "device": "meta"} if "device" in kwargs else kwargs
-    out = func(*_over_tensors(_on_meta, args), **_over_tensors(_on_meta, elsewhere))
-    if any(isinstance(leaf, torch.Tensor) and has_values(leaf.dtype) for leaf in tree_leaves(out)):
-        return hollow(func(*_over_tensors(_zeros, args), **_over_tensors(_zeros, kwargs)))
+    out = func(*over_tensors(_on_meta, args), **over_tensors(_on_meta, elsewhere))
+    if any(has_values(tensor.dtype) for tensor in tensors_in(out)):
+        return hollow(func(*over_tensors(_zeros, args), **over_tensors(_zeros, kwargs)))
     return out
 
 
@@ -57,8 +58,8 @@ def run_registered(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
 
 def run_kernel(operation: str, args: tuple) -> Any:
     """The outputs of a kernel of ours, as its fake implementation has them."""
-    out = getattr(torch.ops.fastrlhf, operation).default(*_over_tensors(_on_meta, args))
-    return _over_tensors(lambda tensor: _zeros(tensor).clone() if has_values(tensor.dtype) else tensor, out)
+    out = getattr(torch.ops.fastrlhf, operation).default(*over_tensors(_on_meta, args))
+    return over_tensors(lambda tensor: _zeros(tensor).clone() if has_values(tensor.dtype) else tensor, out)
 
 
 def in_place(operation: str) -> bool:
@@ -86,10 +87,6 @@ def untouched(like: torch.Tensor) -> torch.Tensor:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     pages = mmap.mmap(-1, max(like.nbytes, 1), flags=flags)
     return torch.frombuffer(pages, dtype=torch.uint8)[: like.nbytes].view(like.dtype).view(like.shape)
-
-
-def _over_tensors(change: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
-    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
