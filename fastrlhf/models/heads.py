@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastrlhf.memory.using import using
+from fastrlhf.memory.using import own_leaf, using
 from fastrlhf.models.backbone import backbone, base_model, evaluation_mode
 
 
@@ -57,9 +57,9 @@ def using_head(model: nn.Module) -> Iterator[LanguageModelHead]:
     Raises:
         ValueError: as `language_model_head`.
     """
-    head = language_model_head(model)
-    with using(base_model(model).get_output_embeddings()):
-        yield head
+    head, output = language_model_head(model), base_model(model).get_output_embeddings()
+    with using(output):
+        yield head._replace(weight=own_leaf(output, output.weight))
 
 
 def language_model_head(model: nn.Module) -> LanguageModelHead:

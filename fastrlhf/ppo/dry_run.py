@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    PrinterCallback,
 )
 
 from fastrlhf.device import simulated
@@ -29,6 +30,7 @@ from fastrlhf.device.ledger import Ledger
 from fastrlhf.device.profiles import Profile
 from fastrlhf.device.timeline import Interval
 from fastrlhf.models.accelerate import accelerate_quietly
+from fastrlhf.models.backbone import base_model
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.trainer import PPOTrainer
 
@@ -48,6 +50,7 @@ class Job:
         device_memory, host_memory: see `PPOConfig`; None for the first: nothing is offloaded.
         checkpointing: compute activations again in the backward.
         epochs: updates of the step.
+        generates: sample the responses; else they are random tokens.
     """
 
     config: PretrainedConfig
@@ -62,6 +65,7 @@ class Job:
     host_memory: int | None = None
     checkpointing: bool = True
     epochs: int = 2
+    generates: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,12 @@ def dry_run(job: Job, *, capacity: float = inf, profile: Profile | str | None = 
         CapacityError: the models cannot be offloaded into `device_memory`.
         torch.OutOfMemoryError: the step needs more than `capacity`.
     """
-    with simulated.registered(capacity, profile=profile, values=False) as device:
-        with tempfile.TemporaryDirectory(prefix="fastrlhf-dry-run-") as folder:
-            trainer = make_trainer(job, folder, "sim" if job.device_memory is None else "meta")
-            return run(trainer, device)
+    place = "sim" if job.device_memory is None else "meta"
+    with (
+        tempfile.TemporaryDirectory(prefix="fastrlhf-dry-run-") as folder,
+        simulated.registered(capacity, profile=profile, values=False) as device,
+    ):
+        return run(make_trainer(job, folder, place), device)
 
 
 def run(trainer: PPOTrainer, device: Ledger) -> Books:
@@ -175,11 +181,11 @@ def make_trainer(job: Job, folder: str, place: str) -> PPOTrainer:
     """The trainer of a job, whose models are made on the device `place`."""
     torch.manual_seed(0)
     shared = job.lora_rank is not None
-    policy = _model(AutoModelForCausalLM, job, place)
+    policy = hollow_model(AutoModelForCausalLM, job, place)
     reference = critic = None
     if not shared:
-        reference = _model(AutoModelForCausalLM, job, place)
-        critic = _model(AutoModelForSequenceClassification, job, place)
+        reference = hollow_model(AutoModelForCausalLM, job, place)
+        critic = hollow_model(AutoModelForSequenceClassification, job, place)
     peft_config = None
     if shared:
         from peft import LoraConfig
@@ -191,16 +197,26 @@ def make_trainer(job: Job, folder: str, place: str) -> PPOTrainer:
             task_type="CAUSAL_LM",
         )
     tokens = torch.randint(_WORD, job.config.vocab_size, (job.rows, job.prompt))
-    return PPOTrainer(
+    trainer = (PPOTrainer if job.generates else _GivenResponses)(
         _arguments(job, folder),
         tokenizer(),
         policy,
         reference,
-        _length if shared else _model(AutoModelForSequenceClassification, job, place),
+        _length if shared else hollow_model(AutoModelForSequenceClassification, job, place),
         Dataset.from_dict({"input_ids": tokens.tolist()}),
         critic,
         peft_config=peft_config,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _GivenResponses(PPOTrainer):
+    """Its rollouts come from elsewhere."""
+
+    def generate_responses(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        shape = len(input_ids), self.args.response_length
+        return torch.randint(_WORD, base_model(self.policy_model).config.vocab_size, shape).to(input_ids.device)
 
 
 def _arguments(job: Job, folder: str) -> PPOConfig:
@@ -221,20 +237,23 @@ def _arguments(job: Job, folder: str) -> PPOConfig:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        log_level="error",
     )
 
 
-def _model(kind: Any, job: Job, place: str) -> nn.Module:
-    """A model made of our operations, its parameters on the device `place` without ever having been anywhere else."""
-    config = type(job.config)(**{**job.config.to_dict(), "num_labels": 1, "pad_token_id": _PAD})
+def hollow_model(kind: Any, job: Job, place: str, *, ours: bool = True) -> nn.Module:
+    """A model of transformers' class `kind`, whose parameters are on "meta" or "sim" and nowhere before; made of our
+    operations if it is to be `ours`."""
+    labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+    config = type(job.config)(**{**job.config.to_dict(), **labels, "pad_token_id": _PAD})
     with torch.device("meta"):
         model = kind.from_config(config, dtype=job.dtype)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else torch.zeros_like(buffer, device="cpu")
-    # norms are tried out before they are replaced
-    _put(model, "cpu", lambda parameter: parameter.dim() == 1)
-    accelerate_quietly(model)
+    if ours:  # norms are tried out before they are replaced
+        _put(model, "cpu", lambda parameter: parameter.dim() == 1)
+        accelerate_quietly(model)
     _put(model, place, lambda parameter: True)
     return model.to(place) if place == "sim" else model
 

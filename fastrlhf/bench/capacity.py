@@ -1,0 +1,231 @@
+"""How large a model trains on a device, in how little memory, and how well what moves hides behind what computes.
+
+All of it is counted on the simulated accelerator, without values (`fastrlhf.ppo.dry_run`): the trainer's own steps, of
+models of any size. Nothing is timed, and one run has the counts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from fastrlhf.bench.capacity_plain import plain_peak
+from fastrlhf.bench.results import Provenance, provenance
+from fastrlhf.device.profiles import Profile, profile
+from fastrlhf.device.timeline import COMPUTE, Interval
+from fastrlhf.memory.meter import CapacityError
+from fastrlhf.ppo.dry_run import Books, Job, dry_run, hollow_model
+
+QUESTIONS = ("growth", "peak", "overlap")
+LORA_RANK = 16
+
+
+class Family(NamedTuple):
+    """Llamas of one rule: depth is width / 128, heads are 64 wide, the MLP 8 / 3 of the width; head and embedding apart.
+
+    Attributes:
+        step: what widths are multiples of. vocabulary: of all. rows, prompt, response: of a step.
+        capacity: of the device, in bytes. share: of it that chunks may take; the rest is for activations.
+    """
+
+    step: int
+    vocabulary: int
+    rows: int
+    prompt: int
+    response: int
+    capacity: float
+    share: float = 0.5
+
+    def config(self, width: int) -> LlamaConfig:
+        """The member of a width."""
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=width,
+            intermediate_size=-(-8 * width // (3 * self.step)) * self.step,
+            num_hidden_layers=max(1, round(width / (2 * self.step))),
+            num_attention_heads=width // self.step,
+            num_key_value_heads=width // self.step,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+        )
+
+    def job(self, width: int) -> Job:
+        """A step of all models on the device, whose responses are given."""
+        shape = self.rows, self.prompt, self.response
+        return Job(self.config(width), *shape, micro_batch=self.rows, generates=False)
+
+    def offloaded(self, width: int) -> Job:
+        """The same with chunks that move."""
+        return replace(self.job(width), device_memory=int(self.share * self.capacity))
+
+
+# 2,048 tokens a step, on a card of 24 GB.
+FULL = Family(64, 32_000, rows=8, prompt=192, response=64, capacity=profile("4090").capacity)
+QUICK = Family(16, 96, rows=2, prompt=6, response=4, capacity=4e6)
+
+
+@dataclass(frozen=True)
+class CapacityRow:
+    """One contender of one case.
+
+    Attributes:
+        question, case, contender: what is asked, of which way to train, and "plain" or "ours".
+        layers, width, parameters_m: of the policy, 10^6 parameters.
+        device_mb: the device's memory. peak_mb, host_mb: held at most there and in the host's, 10^6 bytes.
+        step_s: of the whole step on the card's clock; 0 where there is none.
+        value: growth: parameters by those of plain; peak: MB; overlap: the update phase by its compute alone.
+    """
+
+    question: str
+    case: str
+    contender: str
+    layers: int
+    width: int
+    parameters_m: float
+    device_mb: float
+    peak_mb: float
+    host_mb: float
+    step_s: float
+    value: float
+    cpu: str
+    cores: int
+    threads: int
+    fastrlhf: str
+    torch: str
+    transformers: str
+    peft: str
+    peer: str
+
+
+def growth(family: Family, card: str | None) -> list[CapacityRow]:
+    """The largest of a family that trains on the device: plain, and ours in full and with adapters on one base."""
+
+    def plain(width: int) -> int:
+        return plain_peak(family.job(width), family.capacity)
+
+    def full(width: int) -> Job:
+        return family.offloaded(width)
+
+    def lora(width: int) -> Job:
+        return replace(family.offloaded(width), lora_rank=LORA_RANK)
+
+    where = provenance(torch.get_num_threads())
+    base = _largest(plain, family.step, family.step)
+    config = family.config(base)
+    rows = [
+        _row("growth", "full", "plain", config, family.capacity, plain(base), 0, 0.0, 1.0, where),
+    ]
+    for case, job in (("full", full), ("lora", lora)):
+        _say(f"growth {case}")
+        width = _largest(lambda width, job=job: _peak(job(width), family.capacity), base, family.step)
+        whole = replace(job(width), generates=True)
+        books = dry_run(whole, capacity=family.capacity, profile=_card(card, family.capacity))
+        ratio = parameters(whole.config) / parameters(config)
+        rows.append(_ours("growth", case, whole.config, family.capacity, books, ratio, where))
+    return rows
+
+
+def peak(config: LlamaConfig, device_memory: int) -> list[CapacityRow]:
+    """What a step of four models, 8 sequences of 16 + 48, holds at most."""
+    job = Job(config, rows=8, prompt=16, response=48, micro_batch=8)
+    where = provenance(torch.get_num_threads())
+    _say("peak: plain")
+    held = plain_peak(job, float("inf"))
+    _say("peak: ours")
+    books = dry_run(replace(job, device_memory=device_memory))
+    return [
+        _row("peak", "full", "plain", config, 0.0, held, 0, 0.0, held / 1e6, where),
+        _ours("peak", "full", config, 0.0, books, books.peak / 1e6, where),
+    ]
+
+
+def overlap(
+    config: LlamaConfig, rows: int, prompt: int, response: int, card: str, share: float
+) -> tuple[list[CapacityRow], list[Interval]]:
+    """The update phase where the models' state is four times the device, by its compute alone; and what ran when."""
+    _say("overlap")
+    capacity = 10.0 * parameters(config)  # a quarter of 40 bytes: four models, two with gradients and two moments
+    job = Job(config, rows, prompt, response, micro_batch=rows, device_memory=int(share * capacity))
+    books = dry_run(job, capacity=capacity, profile=_card(card, capacity))
+    update = books.phases["update"]
+    where = provenance(torch.get_num_threads())
+    row = _ours(
+        "overlap", f"full {card}", config, capacity, books, update.seconds / update.busy[COMPUTE], where
+    )
+    return [row], update.intervals
+
+
+def parameters(config: LlamaConfig) -> int:
+    """Of the policy."""
+    job = Job(config, 1, 1, 1, 1)
+    return sum(each.numel() for each in hollow_model(AutoModelForCausalLM, job, "meta", ours=False).parameters())
+
+
+def _peak(job: Job, capacity: float) -> int:
+    return dry_run(job, capacity=capacity).peak
+
+
+def _largest(peak: Callable[[int], int], low: int, step: int) -> int:
+    """The largest width whose `peak` raises no error of memory, to 2 % (or a step); `low` has to fit."""
+
+    def fits(width: int) -> bool:
+        try:
+            _say(f"  width {width}: {peak(width) / 1e9:.3g} GB")
+        except (torch.OutOfMemoryError, CapacityError):
+            _say(f"  width {width}: does not fit")
+            return False
+        return True
+
+    high = 2 * low
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > max(step, 0.02 * low):
+        middle = (low + high) // (2 * step) * step
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _card(name: str | None, capacity: float) -> Profile | None:
+    return None if name is None else replace(profile(name), capacity=capacity)
+
+
+def _ours(
+    question: str, case: str, config: LlamaConfig, capacity: float, books: Books, value: float, where: Provenance
+) -> CapacityRow:
+    seconds = sum(phase.seconds for phase in books.phases.values())
+    return _row(question, case, "ours", config, capacity, books.peak, books.host, seconds, value, where)
+
+
+def _row(
+    question: str,
+    case: str,
+    contender: str,
+    config: LlamaConfig,
+    capacity: float,
+    peak: int,
+    host: int,
+    seconds: float,
+    value: float,
+    where: Provenance,
+) -> CapacityRow:
+    return CapacityRow(
+        question,
+        case,
+        contender,
+        config.num_hidden_layers,
+        config.hidden_size,
+        round(parameters(config) / 1e6, 1),
+        *(round(size / 1e6, 1) for size in (capacity, peak, host)),
+        round(seconds, 3),
+        round(value, 3),
+        **asdict(where),
+    )
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
