@@ -7,22 +7,25 @@ models of any size. Nothing is timed, and one run has the counts.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from fastrlhf.bench.capacity_plain import plain_peak
 from fastrlhf.bench.results import Provenance, provenance
-from fastrlhf.device.profiles import Profile, profile
+from fastrlhf.device.profiles import PROFILES, Profile
 from fastrlhf.device.timeline import COMPUTE, Interval
 from fastrlhf.memory.meter import CapacityError
-from fastrlhf.ppo.dry_run import Books, Job, dry_run, hollow_model
+from fastrlhf.ppo.dry_run import Books, Job, dry_run
+from fastrlhf.ppo.plan import count_parameters
 
 QUESTIONS = ("growth", "peak", "overlap")
 LORA_RANK = 16
+# Ways to train a model that is larger than the device, as options of a `Job`.
+CASES = {"full": {}, "lora": {"lora_rank": LORA_RANK}}
 
 
 class Family(NamedTuple):
@@ -57,16 +60,51 @@ class Family(NamedTuple):
     def job(self, width: int) -> Job:
         """A step of all models on the device, whose responses are given."""
         shape = self.rows, self.prompt, self.response
-        return Job(self.config(width), *shape, micro_batch=self.rows, generates=False)
+        rows = self.rows // 4  # keys and values of all rows are more than a layer's weights
+        return Job(self.config(width), *shape, micro_batch=self.rows, rollout_batch=rows or 1, generates=False)
 
     def offloaded(self, width: int) -> Job:
         """The same with chunks that move."""
         return replace(self.job(width), device_memory=int(self.share * self.capacity))
 
 
-# 2,048 tokens a step, on a card of 24 GB.
-FULL = Family(64, 32_000, rows=8, prompt=192, response=64, capacity=profile("4090").capacity)
-QUICK = Family(16, 96, rows=2, prompt=6, response=4, capacity=4e6)
+class Sizes(NamedTuple):
+    """What is asked about.
+
+    Attributes:
+        family, card: of `growth`; the largest of it take a whole step on the clock of the card.
+        small, small_memory: the model of `peak`, and what chunks may take there.
+        wide: the member of the family (its width) of `overlap`, and the rows, prompt and response of its step.
+    """
+
+    family: Family
+    card: str
+    small: LlamaConfig
+    small_memory: int
+    wide: int
+    step: tuple[int, int, int]
+
+
+# 2,048 tokens a step, on a card of 24 GB; SmolLM2-135M's shape; 8,192 tokens a step.
+FULL = Sizes(
+    Family(64, 32_000, rows=8, prompt=240, response=16, capacity=PROFILES["4090"].capacity),
+    "4090",
+    LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    ),
+    230_000_000,
+    2048,
+    (32, 240, 16),
+)
+_TINY = Family(16, 96, rows=2, prompt=6, response=4, capacity=4e6)
+QUICK = Sizes(_TINY, "4090", _TINY.config(64), 600_000, 128, (8, 6, 4))
 
 
 @dataclass(frozen=True)
@@ -102,30 +140,24 @@ class CapacityRow:
     peer: str
 
 
-def growth(family: Family, card: str | None) -> list[CapacityRow]:
+def growth(family: Family, card: str) -> list[CapacityRow]:
     """The largest of a family that trains on the device: plain, and ours in full and with adapters on one base."""
 
-    def plain(width: int) -> int:
-        return plain_peak(family.job(width), family.capacity)
-
-    def full(width: int) -> Job:
-        return family.offloaded(width)
-
-    def lora(width: int) -> Job:
-        return replace(family.offloaded(width), lora_rank=LORA_RANK)
-
     where = provenance(torch.get_num_threads())
-    base = _largest(plain, family.step, family.step)
+    base = _largest(lambda width: plain_peak(family.job(width), family.capacity), family.step, family.step)
     config = family.config(base)
-    rows = [
-        _row("growth", "full", "plain", config, family.capacity, plain(base), 0, 0.0, 1.0, where),
-    ]
-    for case, job in (("full", full), ("lora", lora)):
+    held = plain_peak(family.job(base), family.capacity)
+    rows = [_row("growth", "full", "plain", config, family.capacity, held, 0, 0.0, 1.0, where)]
+    for case, options in CASES.items():
         _say(f"growth {case}")
-        width = _largest(lambda width, job=job: _peak(job(width), family.capacity), base, family.step)
+
+        def job(width: int, options: dict = options) -> Job:
+            return replace(family.offloaded(width), **options)
+
+        width = _largest(lambda width, job=job: dry_run(job(width), capacity=family.capacity).peak, base, family.step)
         whole = replace(job(width), generates=True)
         books = dry_run(whole, capacity=family.capacity, profile=_card(card, family.capacity))
-        ratio = parameters(whole.config) / parameters(config)
+        ratio = count_parameters(whole.config) / count_parameters(config)
         rows.append(_ours("growth", case, whole.config, family.capacity, books, ratio, where))
     return rows
 
@@ -144,13 +176,15 @@ def peak(config: LlamaConfig, device_memory: int) -> list[CapacityRow]:
     ]
 
 
-def overlap(
-    config: LlamaConfig, rows: int, prompt: int, response: int, card: str, share: float
-) -> tuple[list[CapacityRow], list[Interval]]:
+def overlap(sizes: Sizes, card: str) -> tuple[list[CapacityRow], list[Interval]]:
     """The update phase where the models' state is four times the device, by its compute alone; and what ran when."""
     _say("overlap")
-    capacity = 10.0 * parameters(config)  # a quarter of 40 bytes: four models, two with gradients and two moments
-    job = Job(config, rows, prompt, response, micro_batch=rows, device_memory=int(share * capacity))
+    config = sizes.family.config(sizes.wide)
+    # a quarter of the state, which is 40 bytes: four models in float32, two of them with gradients and two moments
+    capacity = 10.0 * count_parameters(config)
+    rows, prompt, response = sizes.step
+    memory = int(sizes.family.share * capacity)
+    job = Job(config, rows, prompt, response, micro_batch=rows, device_memory=memory)
     books = dry_run(job, capacity=capacity, profile=_card(card, capacity))
     update = books.phases["update"]
     where = provenance(torch.get_num_threads())
@@ -158,16 +192,6 @@ def overlap(
         "overlap", f"full {card}", config, capacity, books, update.seconds / update.busy[COMPUTE], where
     )
     return [row], update.intervals
-
-
-def parameters(config: LlamaConfig) -> int:
-    """Of the policy."""
-    job = Job(config, 1, 1, 1, 1)
-    return sum(each.numel() for each in hollow_model(AutoModelForCausalLM, job, "meta", ours=False).parameters())
-
-
-def _peak(job: Job, capacity: float) -> int:
-    return dry_run(job, capacity=capacity).peak
 
 
 def _largest(peak: Callable[[int], int], low: int, step: int) -> int:
@@ -190,8 +214,8 @@ def _largest(peak: Callable[[int], int], low: int, step: int) -> int:
     return low
 
 
-def _card(name: str | None, capacity: float) -> Profile | None:
-    return None if name is None else replace(profile(name), capacity=capacity)
+def _card(name: str, capacity: float) -> Profile:
+    return replace(PROFILES[name], capacity=capacity)
 
 
 def _ours(
@@ -219,7 +243,7 @@ def _row(
         contender,
         config.num_hidden_layers,
         config.hidden_size,
-        round(parameters(config) / 1e6, 1),
+        round(count_parameters(config) / 1e6, 1),
         *(round(size / 1e6, 1) for size in (capacity, peak, host)),
         round(seconds, 3),
         round(value, 3),

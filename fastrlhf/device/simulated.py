@@ -106,6 +106,8 @@ def _claim() -> None:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
+    # Our operations have autocast's rules themselves; PyTorch's own products stay in the dtype of what they are given.
+    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     _libraries.extend([library, *sim_attention.register()])
 
 

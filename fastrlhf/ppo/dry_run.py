@@ -44,7 +44,8 @@ class Job:
     Attributes:
         config: of the model; policy, reference, reward model and critic have its shape.
         rows, prompt, response: sequences of a step, tokens of a prompt and of a response.
-        micro_batch: sequences of a forward with gradients (and of one without).
+        micro_batch: sequences of a forward with gradients.
+        rollout_batch: of a forward without, and of a generation; None: as many.
         lora_rank: of adapters on all linear maps, with one base for all roles; None trains all of four models.
         dtype: of the models' weights. bf16: computes in bfloat16 by autocast.
         device_memory, host_memory: see `PPOConfig`; None for the first: nothing is offloaded.
@@ -65,6 +66,7 @@ class Job:
     host_memory: int | None = None
     checkpointing: bool = True
     epochs: int = 2
+    rollout_batch: int | None = None
     generates: bool = True
 
 
@@ -90,11 +92,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Books:
-    """What a step came to: phases by name in their order, and bytes in the lower tier at most."""
+    """What a step came to, in bytes.
+
+    Attributes:
+        phases: by name, in their order.
+        chunks: the most that the manager had on the device; 0 where nothing is offloaded. host: in the host's memory.
+    """
 
     phases: dict[str, Phase]
-    host: int
-    tiers: str
+    chunks: int = 0
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -137,8 +144,9 @@ def run(trainer: PPOTrainer, device: Ledger) -> Books:
         trainer.train()
         watch.leave()
     manager = getattr(trainer.optimizer, "manager", None)
-    held = manager.host_meter.peak if manager else 0
-    return Books(watch.phases, held, manager.report() if manager else "")
+    if manager is None:
+        return Books(watch.phases)
+    return Books(watch.phases, manager.device_meter.peak, manager.host_meter.peak)
 
 
 def name_chunks(trainer: PPOTrainer) -> None:
@@ -224,7 +232,7 @@ def _arguments(job: Job, folder: str) -> PPOConfig:
         output_dir=folder,
         per_device_train_batch_size=job.micro_batch,
         gradient_accumulation_steps=job.rows // job.micro_batch,
-        local_rollout_forward_batch_size=job.micro_batch,
+        local_rollout_forward_batch_size=job.rollout_batch or job.micro_batch,
         num_ppo_epochs=job.epochs,
         response_length=job.response,
         total_episodes=job.rows,
