@@ -42,6 +42,9 @@ def add_plan(subparsers: argparse._SubParsersAction) -> None:
         "--lora", nargs="?", type=int, const=16, metavar="RANK", help="train adapters on one base (rank 16)"
     )
     parser.add_argument(
+        "--base", choices=["nf4", "int8"], help="with --lora: format of the base's linear maps (default: as the rest)"
+    )
+    parser.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)"
     )
     parser.add_argument("--device-memory", help="as PPOConfig's; by default only where it has to be, and what fits")
@@ -71,6 +74,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def describe(model: str, job: Job, gpu: str, capacity: float) -> str:
     """What is planned, in a line or two."""
     trains = "all of four models" if job.lora_rank is None else f"LoRA of rank {job.lora_rank} on one base"
+    trains += f" in {job.base}" if job.base else ""
     return (
         f"{model} on {gpu} ({format_size(capacity)}), {trains}, weights in {str(job.dtype).removeprefix('torch.')}\n"
         f"{job.rows} sequences of {job.prompt} + {job.response} tokens, {job.micro_batch} at a time"
@@ -142,6 +146,8 @@ def _job(arguments: argparse.Namespace) -> Job:
     for name in ("batch", "micro_batch", "prompt", "response", "epochs"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"fastrlhf plan: --{name.replace('_', '-')} takes a whole number of at least 1")
+    if arguments.base and arguments.lora is None:
+        raise SystemExit("fastrlhf plan: --base is a frozen base's: it needs --lora")
     try:
         config = AutoConfig.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
@@ -155,6 +161,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         arguments.response,
         micro_batch=micro_batch,
         lora_rank=arguments.lora,
+        base=arguments.base,
         dtype=getattr(torch, arguments.dtype),
         bf16=arguments.dtype == "float32",
         device_memory=None if memory is None else parse_size("--device-memory", memory),

@@ -25,7 +25,11 @@ from fastrlhf.ppo.plan import count_parameters
 QUESTIONS = ("growth", "peak", "overlap")
 LORA_RANK = 16
 # Ways to train a model that is larger than the device, as options of a `Job`.
-CASES = {"full": {}, "lora": {"lora_rank": LORA_RANK}}
+CASES = {
+    "full": {},
+    "lora": {"lora_rank": LORA_RANK},
+    "nf4": {"lora_rank": LORA_RANK, "base": "nf4"},
+}
 
 
 class Family(NamedTuple):

@@ -52,10 +52,8 @@ def own_leaf(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor:
     Where its memory is managed it is a leaf of its own, whose gradient joins the parameter's as soon as it is known.
     (PyTorch would hold that of tied embeddings, as large as they are, until the end of the backward.)
     """
-    managed = vars(module).get(_NAME)
-    if managed is None or managed.manager is None:
-        return parameter
-    return managed.manager.own_leaf(parameter)
+    manager = manager_of(module)
+    return parameter if manager is None else manager.own_leaf(parameter)
 
 
 def put_under(manager: MemoryManager, module: nn.Module) -> None:

@@ -31,6 +31,7 @@ from fastrlhf.device.profiles import Profile
 from fastrlhf.device.timeline import Interval
 from fastrlhf.models.accelerate import accelerate_quietly
 from fastrlhf.models.backbone import base_model
+from fastrlhf.models.quantized import quantize_linears
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.trainer import PPOTrainer
 
@@ -47,6 +48,7 @@ class Job:
         micro_batch: sequences of a forward with gradients.
         rollout_batch: of a forward without, and of a generation; None: as many.
         lora_rank: of adapters on all linear maps, with one base for all roles; None trains all of four models.
+        base: format of the frozen base's linear maps, "nf4" or "int8"; None: as the rest.
         dtype: of the models' weights. bf16: computes in bfloat16 by autocast.
         device_memory, host_memory: see `PPOConfig`; None for the first: nothing is offloaded.
         checkpointing: compute activations again in the backward.
@@ -60,6 +62,7 @@ class Job:
     response: int
     micro_batch: int
     lora_rank: int | None = None
+    base: str | None = None
     dtype: torch.dtype = torch.float32
     bf16: bool = False
     device_memory: int | None = None
@@ -262,6 +265,8 @@ def hollow_model(kind: Any, job: Job, place: str, *, ours: bool = True) -> nn.Mo
     if ours:  # norms are tried out before they are replaced
         _put(model, "cpu", lambda parameter: parameter.dim() == 1)
         accelerate_quietly(model)
+        if job.base is not None:
+            quantize_linears(model, job.base)
     _put(model, place, lambda parameter: True)
     return model.to(place) if place == "sim" else model
 
@@ -273,7 +278,7 @@ def _put(model: nn.Module, place: str, which: Callable[[nn.Parameter], bool]) ->
         for name, old in module._parameters.items():
             if old is not None and which(old):
                 if id(old) not in made:
-                    made[id(old)] = nn.Parameter(torch.ones_like(old, device=place))
+                    made[id(old)] = nn.Parameter(torch.ones_like(old, device=place), old.requires_grad)
                 module._parameters[name] = made[id(old)]
 
 

@@ -32,6 +32,7 @@ CASES = {
         BASE, rows=2, micro_batch=2, checkpointing=False, device_memory=500_000
     ),
     "lora": replace(BASE, lora_rank=4),
+    "nf4, offloaded": replace(BASE, lora_rank=4, base="nf4", device_memory=280_000),
     "lora, offloaded": replace(BASE, lora_rank=4, rows=8, micro_batch=4, device_memory=350_000),
 }
 
