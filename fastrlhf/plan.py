@@ -32,9 +32,13 @@ def add_plan(subparsers: argparse._SubParsersAction) -> None:
         "--gpu", required=True, help="4090, a100-40, a100-80, h100, or a size such as 16GB (no seconds then)"
     )
     parser.add_argument("--batch", type=int, default=64, help="sequences of a step (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="sequences at a time (default: %(default)s)")
+    parser.add_argument(
+        "--micro-batch", type=int, default=8, help="sequences at a time (default: %(default)s)"
+    )
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--response", type=int, default=128, help="tokens of a response (default: %(default)s)")
+    parser.add_argument(
+        "--response", type=int, default=128, help="tokens of a response (default: %(default)s)"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="num_ppo_epochs (default: %(default)s)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--full", action="store_true", help="train all of four models (the default)")
@@ -42,12 +46,16 @@ def add_plan(subparsers: argparse._SubParsersAction) -> None:
         "--lora", nargs="?", type=int, const=16, metavar="RANK", help="train adapters on one base (rank 16)"
     )
     parser.add_argument(
-        "--base", choices=["nf4", "int8"], help="with --lora: format of the base's linear maps (default: as the rest)"
+        "--base",
+        choices=["nf4", "int8"],
+        help="with --lora: format of the base's linear maps (default: as the rest)",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)"
     )
-    parser.add_argument("--device-memory", help="as PPOConfig's; by default only where it has to be, and what fits")
+    parser.add_argument(
+        "--device-memory", help="as PPOConfig's; by default only where it has to be, and what fits"
+    )
     parser.add_argument(
         "--largest", action="store_true", help="look for the largest model that would fit, too (minutes)"
     )
@@ -101,14 +109,20 @@ def table(way: Way, epochs: int, profile: Profile | None) -> str:
             f"  {name:<9}{format_size(phase.peak):>8}" + "".join(f"{format_size(size):>12}" for size in sizes)
         )
     timed = profile is not None
-    lines.append(f"\n  {'phase':<10}{'to device':>12}{'to host':>12}" + (f"{'seconds':>10}{'computing':>11}" * timed))
+    lines.append(
+        f"\n  {'phase':<10}{'to device':>12}{'to host':>12}" + (f"{'seconds':>10}{'computing':>11}" * timed)
+    )
     total = 0.0
     for name, phase in way.books.phases.items():
         times = way.times * (epochs / way.job.epochs if name == "update" else 1)
         total += times * phase.seconds
-        line = f"  {name:<10}{format_size(times * phase.to_device):>12}{format_size(times * phase.to_host):>12}"
+        line = (
+            f"  {name:<10}{format_size(times * phase.to_device):>12}{format_size(times * phase.to_host):>12}"
+        )
         if timed:
-            line += f"{times * phase.seconds:>10.2f}{phase.busy['compute'] / max(phase.seconds, 1e-12):>11.0%}"
+            line += (
+                f"{times * phase.seconds:>10.2f}{phase.busy['compute'] / max(phase.seconds, 1e-12):>11.0%}"
+            )
         lines.append(line)
     if timed:
         lines.append(f"  {'step':<10}{'':>24}{total:>10.2f}")
@@ -118,10 +132,9 @@ def table(way: Way, epochs: int, profile: Profile | None) -> str:
 def _of_largest(config, way: Way) -> str:
     from fastrlhf.ppo.plan import count_parameters
 
-    return (
-        f"The largest of its shape: {count_parameters(config) / 1e9:.3g} billion parameters ({config.num_hidden_layers} "
-        f"layers of {config.hidden_size}), with {way.name}"
-    )
+    size = f"{count_parameters(config) / 1e9:.3g} billion parameters"
+    shape = f"{config.num_hidden_layers} layers of {config.hidden_size}"
+    return f"The largest of its shape: {size} ({shape}), with {way.name}"
 
 
 def _card(name: str) -> tuple[Profile | None, float]:
@@ -151,7 +164,9 @@ def _job(arguments: argparse.Namespace) -> Job:
     try:
         config = AutoConfig.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"fastrlhf plan: {arguments.model} has no config that can be read: {error}") from None
+        raise SystemExit(
+            f"fastrlhf plan: {arguments.model} has no config that can be read: {error}"
+        ) from None
     micro_batch = min(arguments.micro_batch, arguments.batch)
     memory = arguments.device_memory
     return Job(

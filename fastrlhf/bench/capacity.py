@@ -33,10 +33,10 @@ CASES = {
 
 
 class Family(NamedTuple):
-    """Llamas of one rule: depth is width / 128, heads are 64 wide, the MLP 8 / 3 of the width; head and embedding apart.
+    """Llamas of one rule: a layer for every two heads, an MLP of 8 / 3 of the width, head and embedding apart.
 
     Attributes:
-        step: what widths are multiples of. vocabulary: of all. rows, prompt, response: of a step.
+        step: width of a head. vocabulary: of all. rows, prompt, response: of a step.
         capacity: of the device, in bytes. share: of it that chunks may take; the rest is for activations.
     """
 
@@ -65,7 +65,9 @@ class Family(NamedTuple):
         """A step of all models on the device, whose responses are given."""
         shape = self.rows, self.prompt, self.response
         rows = self.rows // 4  # keys and values of all rows are more than a layer's weights
-        return Job(self.config(width), *shape, micro_batch=self.rows, rollout_batch=rows or 1, generates=False)
+        return Job(
+            self.config(width), *shape, micro_batch=self.rows, rollout_batch=rows or 1, generates=False
+        )
 
     def offloaded(self, width: int) -> Job:
         """The same with chunks that move."""
@@ -158,7 +160,9 @@ def growth(family: Family, card: str) -> list[CapacityRow]:
         def job(width: int, options: dict = options) -> Job:
             return replace(family.offloaded(width), **options)
 
-        width = _largest(lambda width, job=job: dry_run(job(width), capacity=family.capacity).peak, base, family.step)
+        width = _largest(
+            lambda width, job=job: dry_run(job(width), capacity=family.capacity).peak, base, family.step
+        )
         whole = replace(job(width), generates=True)
         books = dry_run(whole, capacity=family.capacity, profile=_card(card, family.capacity))
         ratio = count_parameters(whole.config) / count_parameters(config)
@@ -223,7 +227,13 @@ def _card(name: str, capacity: float) -> Profile:
 
 
 def _ours(
-    question: str, case: str, config: LlamaConfig, capacity: float, books: Books, value: float, where: Provenance
+    question: str,
+    case: str,
+    config: LlamaConfig,
+    capacity: float,
+    books: Books,
+    value: float,
+    where: Provenance,
 ) -> CapacityRow:
     seconds = sum(phase.seconds for phase in books.phases.values())
     return _row(question, case, "ours", config, capacity, books.peak, books.host, seconds, value, where)

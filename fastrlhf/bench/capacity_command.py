@@ -12,8 +12,8 @@ def add_capacity(questions: argparse._SubParsersAction) -> None:
     """Add `bench capacity`."""
     parser = questions.add_parser(
         "capacity",
-        help="the largest model that trains on a card, the least memory of a step, and what hides behind the computing, "
-        "on the simulated accelerator",
+        help="the largest model that trains on a card, the memory of a step, and how copies hide behind computing, on "
+        "the simulated accelerator",
     )
     parser.add_argument(
         "--only", choices=["growth", "peak", "overlap"], nargs="+", help="only these questions (default: all)"
@@ -22,8 +22,8 @@ def add_capacity(questions: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of capacity.csv and its pictures (default: benchmarks/results of a checkout, else this folder; with "
-        "--quick a temporary one)",
+        help="folder of capacity.csv and its pictures (default: benchmarks/results of a checkout, else this folder; "
+        "with --quick a temporary one)",
     )
     parser.set_defaults(run=_capacity)
 

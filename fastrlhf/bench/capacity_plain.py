@@ -1,8 +1,8 @@
 """The contender of `fastrlhf bench capacity`: a PPO step in plain PyTorch, with all of it on the device.
 
 Four models of transformers in float32 with checkpointed activations, PyTorch's attention, whole logits, and
-`torch.optim.AdamW` without temporaries of the model's size: what a careful user has without any library for memory. It is
-given its responses, so that no cache of keys and values counts.
+`torch.optim.AdamW` without temporaries of the model's size: what a careful user has without any library for memory. It
+is given its responses, so that no cache of keys and values counts.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ _NAMES = {"full": "four models", "lora": "LoRA, one base", "nf4": "LoRA, NF4 bas
 
 def show(rows: Sequence[CapacityRow], verdicts: bool = True) -> None:
     """Print one line a row, at most 80 columns wide, with what the targets say of it."""
-    print(f"{'question':<9}{'case':<12}{'who':<6}{'layers x width':>15}{'billion':>8}{'peak':>9} figure")
+    print(f"{'question':<8}{'case':<13}{'who':<6}{'layers x width':>15}{'billion':>8}{'peak':>9} figure")
     for row in rows:
         shape = f"{row.layers} x {row.width:,}"
         peak = f"{row.peak_mb / 1e3:.2f} GB"
         figure = _FIGURES[row.question].format(row.value)
         if row.contender == "ours" and verdicts:
             figure += f" {verdict(f'{row.question} {row.case}', 'plain', row.question, row.value)}"
-        line = f"{row.question:<9}{row.case:<12}{row.contender:<6}{shape:>15}{row.parameters_m / 1e3:>8.4g}{peak:>9}"
+        line = f"{row.question:<8}{row.case:<13}{row.contender:<6}{shape:>15}{row.parameters_m / 1e3:>8.4g}{peak:>9}"
         print(f"{line} {figure}".rstrip())
 
 
@@ -42,9 +42,17 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     colors = [LIGHT.muted if row["contender"] == "plain" else LIGHT.lines[0] for row in bars]
     axes.barh(labels, sizes, color=colors, height=0.62)
     for place, (size, row) in enumerate(zip(sizes, bars, strict=True)):
-        text = f"{size:,.3g} billion" + ("" if row["contender"] == "plain" else f" ({float(row['value']):.0f} x)")
+        text = f"{size:,.3g} billion" + (
+            "" if row["contender"] == "plain" else f" ({float(row['value']):.0f} x)"
+        )
         axes.annotate(
-            text, (size, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, color=LIGHT.ink
+            text,
+            (size, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=LIGHT.ink,
         )
     axes.set_xscale("log")
     axes.set_xlim(min(sizes) / 2, max(sizes) * 6)

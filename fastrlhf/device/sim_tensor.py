@@ -211,10 +211,8 @@ def observe(kernel: Kernel, args: tuple[Any, ...]) -> Any:
         _check_usable(kernel.operation, tensors, ours)
         ledger.streams.current.land()
     with _in(Place.KERNEL):
-        if ledger.values:
-            out = kernel.run(*unwrap(args))
-        else:
-            out = without_values.run_kernel(kernel.operation, unwrap(args))
+        values = unwrap(args)
+        out = kernel.run(*values) if ledger.values else without_values.run_kernel(kernel.operation, values)
     ledger.kernel(kernel.operation, kernel.cost(*args), dtype(*tensors))
     return wrap(out, ours, kernel.operation) if ours else out
 

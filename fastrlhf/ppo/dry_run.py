@@ -227,7 +227,9 @@ class _GivenResponses(PPOTrainer):
 
     def generate_responses(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         shape = len(input_ids), self.args.response_length
-        return torch.randint(_WORD, base_model(self.policy_model).config.vocab_size, shape).to(input_ids.device)
+        return torch.randint(_WORD, base_model(self.policy_model).config.vocab_size, shape).to(
+            input_ids.device
+        )
 
 
 def _arguments(job: Job, folder: str) -> PPOConfig:

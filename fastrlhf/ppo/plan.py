@@ -142,4 +142,3 @@ def scaled(config: PretrainedConfig, scale: float) -> PretrainedConfig:
         "layer_types": None,
     }
     return type(config)(**{**config.to_dict(), **made})
-

@@ -60,7 +60,7 @@ def test_the_overlap_is_of_the_update_phase():
 
 
 def test_the_table_has_80_columns_and_verdicts(capsys):
-    where = {name: "" for name in ("cpu", "fastrlhf", "torch", "transformers", "peft", "peer")}
+    where = dict.fromkeys(("cpu", "fastrlhf", "torch", "transformers", "peft", "peer"), "")
     row = capacity.CapacityRow(
         *("growth", "full", "ours", 68, 8704, 62_345.6, 24_000, 23_700, 2.5e6, 3456.7, 143.2),
         **where, cores=2, threads=1,
@@ -86,7 +86,14 @@ def test_the_command_writes_the_file_and_the_pictures(tmp_path, capsys):
 
 def test_the_picture_has_a_bar_a_way(tmp_path):
     rows = [
-        {"question": "growth", "case": case, "contender": who, "parameters_m": size, "value": "9", "device_mb": "24000"}
+        {
+            "question": "growth",
+            "case": case,
+            "contender": who,
+            "parameters_m": size,
+            "value": "9",
+            "device_mb": "24000",
+        }
         for case, who, size in (("full", "plain", "500"), ("full", "ours", "9000"), ("lora", "ours", "20000"))
     ]
     capacity_view.draw([*rows, {"question": "peak"}], tmp_path / "capacity.png")

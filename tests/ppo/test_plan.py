@@ -70,7 +70,9 @@ def test_a_card_gives_it_seconds():
 
 
 def test_models_of_any_size_take_no_memory():
-    job = replace(BASE, config=tiny.llama_config(vocab_size=32_000, hidden_size=8192, intermediate_size=22_016))
+    job = replace(
+        BASE, config=tiny.llama_config(vocab_size=32_000, hidden_size=8192, intermediate_size=22_016)
+    )
     job = replace(job, generates=False, rows=1, micro_batch=1, device_memory=8 * 10**9)
     assert plan.count_parameters(job.config) > 10**9
     assert dry.dry_run(job).host > 40 * 10**9
