@@ -1,7 +1,7 @@
 """How large a model trains on a device, in how little memory, and how well what moves hides behind what computes.
 
-All of it is counted on the simulated accelerator, without values (`fastrlhf.ppo.dry_run`): the trainer's own steps, of
-models of any size. Nothing is timed, and one run has the counts.
+All but one of it is counted on the simulated accelerator, without values (`fastrlhf.ppo.dry_run`): the trainer's own
+steps, of models of any size. `real` trains on this machine, and the operating system counts. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import LlamaConfig
 
+from fastrlhf.bench import side_capacity
 from fastrlhf.bench.capacity_plain import plain_peak
 from fastrlhf.bench.results import Provenance, provenance
+from fastrlhf.bench.sides import run_side
 from fastrlhf.device.profiles import PROFILES, Profile
 from fastrlhf.device.timeline import COMPUTE, Interval
 from fastrlhf.memory.meter import CapacityError
 from fastrlhf.ppo.dry_run import Books, Job, dry_run
 from fastrlhf.ppo.plan import count_parameters
 
-QUESTIONS = ("growth", "peak", "overlap")
+QUESTIONS = ("growth", "peak", "overlap", "real")
+CHUNKS_OF_REAL = "40MB"
 LORA_RANK = 16
 # Ways to train a model that is larger than the device, as options of a `Job`.
 CASES = {
@@ -122,7 +126,8 @@ class CapacityRow:
         layers, width, parameters_m: of the policy, 10^6 parameters.
         device_mb: the device's memory. peak_mb, host_mb: held at most there and in the host's, 10^6 bytes.
         step_s: of the whole step on the card's clock; 0 where there is none.
-        value: growth: parameters by those of plain; peak: MB; overlap: the update phase by its compute alone.
+        value: growth: parameters by those of plain; peak: MB; overlap: the update phase by its compute alone; real:
+            parameters, gradients and moments by the most that the process held.
     """
 
     question: str
@@ -200,6 +205,30 @@ def overlap(sizes: Sizes, card: str) -> tuple[list[CapacityRow], list[Interval]]
         "overlap", f"full {card}", config, capacity, books, update.seconds / update.busy[COMPUTE], where
     )
     return [row], update.intervals
+
+
+def real(disk: Path) -> list[CapacityRow]:
+    """A model trained on this machine in plenty of memory, and in little with a file in `disk`.
+
+    Raises:
+        RuntimeError: the two runs differ in a bit.
+    """
+    rows, results = [], []
+    where = provenance(1)
+    for contender, options in (
+        ("plain", {}),
+        ("ours", {"device_memory": CHUNKS_OF_REAL, "disk": str(disk)}),
+    ):
+        _say(f"real: {contender}")
+        found = run_side("fastrlhf.bench.side_capacity", {"options": options}, threads=1)
+        results.append((found["losses"], found["last"]))
+        held, state = found["peak_rss_mb"], found["state_mb"]
+        sizes = (round(state / 16, 1), 0.0, round(held, 1), 0.0)
+        figures = (side_capacity.BLOCKS, side_capacity.WIDTH, *sizes, 0.0, round(state / held, 3))
+        rows.append(CapacityRow("real", "disk", contender, *figures, **asdict(where)))
+    if results[0] != results[1]:
+        raise RuntimeError(f"in little memory training gave {results[1]}, and in plenty {results[0]}")
+    return rows
 
 
 def _largest(peak: Callable[[int], int], low: int, step: int) -> int:

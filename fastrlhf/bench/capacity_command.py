@@ -16,7 +16,10 @@ def add_capacity(questions: argparse._SubParsersAction) -> None:
         "the simulated accelerator",
     )
     parser.add_argument(
-        "--only", choices=["growth", "peak", "overlap"], nargs="+", help="only these questions (default: all)"
+        "--only",
+        choices=["growth", "peak", "overlap", "real"],
+        nargs="+",
+        help="only these questions (default: all)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, only to see that all runs")
     parser.add_argument(
@@ -49,6 +52,9 @@ def _capacity(arguments: argparse.Namespace) -> int:
             rows += found
             title = "The update phase of a model four times the device"
             draw_timeline(intervals, folder / "capacity_timeline.png", title=title)
+        if "real" in asked:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows += capacity.real(folder)
     file = folder / "capacity.csv"
     everything = merge_csv(file, rows, ("question", "case"))
     if "growth" in asked:

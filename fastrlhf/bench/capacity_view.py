@@ -8,13 +8,13 @@ from pathlib import Path
 from fastrlhf.bench.capacity import CapacityRow
 from fastrlhf.bench.peer_targets import verdict
 
-_FIGURES = {"growth": "{:.1f} x", "peak": "{:.0f} MB", "overlap": "{:.3f}"}
+_FIGURES = {"growth": "{:.1f} x", "peak": "{:.0f} MB", "overlap": "{:.3f}", "real": "{:.2f} x"}
 _NAMES = {"full": "four models", "lora": "LoRA, one base", "nf4": "LoRA, NF4 base"}
 
 
 def show(rows: Sequence[CapacityRow], verdicts: bool = True) -> None:
     """Print one line a row, at most 80 columns wide, with what the targets say of it."""
-    print(f"{'question':<8}{'case':<13}{'who':<6}{'layers x width':>15}{'billion':>8}{'peak':>9} figure")
+    print(f"{'what':<8}{'case':<13}{'who':<6}{'layers x width':>15}{'billion':>8}{'peak':>9} figure")
     for row in rows:
         shape = f"{row.layers} x {row.width:,}"
         peak = f"{row.peak_mb / 1e3:.2f} GB"

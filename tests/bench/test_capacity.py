@@ -98,3 +98,22 @@ def test_the_picture_has_a_bar_a_way(tmp_path):
     ]
     capacity_view.draw([*rows, {"question": "peak"}], tmp_path / "capacity.png")
     assert (tmp_path / "capacity.png").stat().st_size > 10_000
+
+
+def test_the_real_run_is_by_the_memory_of_the_process_and_to_the_bit(tmp_path, monkeypatch):
+    held, last = {"plain": 2400.0, "ours": 450.0}, {"plain": 1.5, "ours": 1.5}
+
+    def run_side(module, job, *, threads):
+        who = "ours" if job["options"] else "plain"
+        assert module == "fastrlhf.bench.side_capacity" and job["options"].get("disk") in (
+            None,
+            str(tmp_path),
+        )
+        return {"losses": [1.0], "last": last[who], "state_mb": 1600.0, "peak_rss_mb": held[who]}
+
+    monkeypatch.setattr(capacity, "run_side", run_side)
+    plain, ours = capacity.real(tmp_path)
+    assert (plain.value, ours.value) == (0.667, 3.556)
+    last["ours"] += 1e-9
+    with pytest.raises(RuntimeError, match="in little memory training gave"):
+        capacity.real(tmp_path)

@@ -63,7 +63,9 @@ def test_the_books_are_those_of_a_step_with_values():
     for values in (True, False):
         with simulated.registered(values=values, profile="a100-40") as ledger:
             step()
-            books.append((ledger.launches, ledger.cost, ledger.peak, ledger.to_device, ledger.timeline.seconds))
+            books.append(
+                (ledger.launches, ledger.cost, ledger.peak, ledger.to_device, ledger.timeline.seconds)
+            )
     assert books[0] == books[1]
     assert books[0][0]["linear_logprob_backward"] == 2
 

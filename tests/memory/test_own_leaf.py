@@ -27,7 +27,9 @@ class Tied(nn.Module):
             hidden = hidden + torch.tanh(layer(hidden))
         with using(self.head):
             weight = own_leaf(self.head, self.head.weight)
-            return fastrlhf.kernels.linear_logprob(hidden.flatten(0, 1), weight, tokens.flatten()).logprobs.mean()
+            return fastrlhf.kernels.linear_logprob(
+                hidden.flatten(0, 1), weight, tokens.flatten()
+            ).logprobs.mean()
 
 
 def gradients(device, micro_batches=2, **options):
