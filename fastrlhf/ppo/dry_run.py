@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -140,10 +141,10 @@ def dry_run(job: Job, *, capacity: float = inf, profile: Profile | str | None = 
 
 def run(trainer: PPOTrainer, device: Ledger) -> Books:
     """The books of a trainer's first step."""
-    watch = _Watch(device)
+    watch = _Watch(device, trainer.model)
     trainer.phase_listeners.append(watch.enter)
     name_chunks(trainer)
-    with labelled(trainer.model):
+    with watch.labels:
         trainer.train()
         watch.leave()
     manager = getattr(trainer.optimizer, "manager", None)
@@ -162,14 +163,21 @@ def name_chunks(trainer: PPOTrainer) -> None:
 
 
 class _Watch:
-    def __init__(self, device: Ledger):
-        self.device = device
+    """Reads the books at the end of each phase, and has kinds of memory told apart in all but rollouts: where somebody
+    listens to a model's modules our generator leaves it to them."""
+
+    def __init__(self, device: Ledger, model: nn.Module):
+        self.device, self.model = device, model
+        self.labels = ExitStack()
         self.phases: dict[str, Phase] = {}
         self._name: str | None = None
 
     def enter(self, name: str) -> None:
         self.leave()
         self._name = name
+        self.labels.close()
+        if name != "rollout":
+            self.labels.enter_context(labelled(self.model))
 
     def leave(self) -> None:
         device, timeline = self.device, self.device.timeline
