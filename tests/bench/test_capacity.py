@@ -42,6 +42,7 @@ def test_plain_holds_four_models_gradients_and_moments():
     assert plain_peak(job, peak) == peak
 
 
+@pytest.mark.slow
 def test_ours_is_within_the_device_and_larger():
     rows = capacity.growth(FAMILY, "4090")
     assert [(row.case, row.contender) for row in rows] == [

@@ -95,6 +95,7 @@ def test_it_says_what_to_change():
     assert not tried[-1].fits(100_000) and tried[-1].name.startswith("--lora and")
 
 
+@pytest.mark.slow
 def test_the_largest_model_fits_and_is_larger_in_more_memory():
     job = replace(BASE, generates=False)
     (small, way), (large, _) = (plan.largest(job, capacity) for capacity in (2e6, 12e6))
@@ -114,11 +115,19 @@ def test_the_command_prints_what_each_phase_holds(tmp_path, capsys):
     assert max(map(len, shown.splitlines()[1:])) <= 80
     for phase in ("rollout", "reward", "evaluate", "update"):
         assert shown.count(phase) == 2
-    assert cli.main([*command, "--gpu", "1.5MB", "--lora", "4", "--largest"]) == 0
+    assert cli.main([*command, "--gpu", "3MB", "--lora", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "LoRA of rank 4" in shown and "The largest of its shape" in shown and "seconds" not in shown
+    assert "LoRA of rank 4" in shown and "seconds" not in shown
     assert cli.main([*command, "--gpu", "50KB"]) == 1
     assert "does not run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_names_the_largest_model(tmp_path, capsys):
+    CONFIG.save_pretrained(tmp_path)
+    command = ["plan", "--model", str(tmp_path), "--batch", "2", "--micro-batch", "2", "--prompt", "6"]
+    assert cli.main([*command, "--response", "2", "--gpu", "3MB", "--lora", "4", "--largest"]) == 0
+    assert "The largest of its shape: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
