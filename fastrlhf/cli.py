@@ -12,9 +12,10 @@ from fastrlhf.commands.stages import STAGES
 from fastrlhf.demo.command import add_demo
 from fastrlhf.doctor import add_doctor
 from fastrlhf.generation.command import add_generate
+from fastrlhf.plan import add_plan
 from fastrlhf.version import __version__
 
-SUBCOMMANDS = (add_demo, add_generate, add_doctor, add_bench)
+SUBCOMMANDS = (add_demo, add_generate, add_doctor, add_bench, add_plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastrlhf.bench.capacity_command import add_capacity
 from fastrlhf.bench.launches_command import add_launches
 from fastrlhf.bench.peer_commands import add_generate, add_ppo_vs_trl
 
@@ -35,6 +36,7 @@ def add_bench(subparsers: argparse._SubParsersAction) -> None:
     add_ppo_vs_trl(questions)
     add_generate(questions)
     add_launches(questions)
+    add_capacity(questions)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:

@@ -12,9 +12,11 @@ class Target:
     Attributes:
         case: what is compared: mode and model, or precision and batch.
         peer: whom ours is compared with.
-        figure: "speed", how many times faster ours is; or what ours has as a share of the peer's: "memory" (peak
-            resident), "launches" (kernels) or "bytes" (that they move).
-        bound: at least this for a speed, at most this for a share.
+        figure: "speed", how many times faster ours is; "growth", how many times as large a model trains; "real", its
+            state by the memory of the process; what ours has as a share of the peer's: "memory" (peak resident),
+            "launches" (kernels) or "bytes" (that they move); or of ours alone "peak" (MB) and "overlap" (a phase by its
+            compute alone).
+        bound: at least this for speed, growth and real, at most this for the rest.
     """
 
     case: str
@@ -24,8 +26,9 @@ class Target:
 
     def verdict(self, value: float) -> str:
         """The bound, and whether `value` meets it."""
-        met = value >= self.bound if self.figure == "speed" else value <= self.bound
-        sign = "≥" if self.figure == "speed" else "≤"
+        least = self.figure in ("speed", "growth", "real")
+        met = value >= self.bound if least else value <= self.bound
+        sign = "≥" if least else "≤"
         return f"{sign} {self.bound:.3g}: {'met' if met else 'missed'}"
 
 
@@ -49,6 +52,12 @@ TARGETS = (
     Target("full smollm2", "trl", "launches", 1 / 3),
     Target("full smollm2", "trl", "bytes", 0.75),
     Target("lora smollm2", "trl+peft", "launches", 0.25),
+    Target("growth full", "plain", "growth", 16),
+    Target("growth lora", "plain", "growth", 40),
+    Target("growth nf4", "plain", "growth", 100),
+    Target("peak full", "plain", "peak", 400),
+    Target("real disk", "plain", "real", 3),
+    Target("overlap full a100-40", "plain", "overlap", 1.35),
 )
 
 

@@ -66,12 +66,19 @@ class Ledger:
         launches: kernels by name (views and copies are none). cost: what they had to read, write and compute.
         waits: how often the host waited, by reason (or by operation, where none was given).
         poison: whether fresh and freed memory is filled with NaN.
+        values: whether anything is computed (see `without_values`).
         pinned: the memory of the host that is pinned for this device.
         timeline: when all of it would happen on the card of a profile, or None where there is none.
     """
 
-    def __init__(self, capacity: float = inf, poison: bool = True, profile: Profile | None = None):
-        self.capacity, self.poison = capacity, poison
+    def __init__(
+        self,
+        capacity: float = inf,
+        poison: bool = True,
+        profile: Profile | None = None,
+        values: bool = True,
+    ):
+        self.capacity, self.poison, self.values = capacity, poison and values, values
         self.pinned = Pinned()
         self.timeline = Timeline(profile) if profile else None
         self.holdings = Holdings()

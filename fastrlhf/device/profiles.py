@@ -18,7 +18,8 @@ HOST_ISSUE = 5e-6
 # Pageable memory goes through a pinned buffer of the driver, so that every byte is moved twice
 # (https://developer.nvidia.com/blog/how-optimize-data-transfers-cuda-cc: 2 and 3 GB/s against 5.3 and 6 pinned).
 PAGEABLE_SHARE = 0.5
-# Eight channels of DDR4-3200, as the servers of these cards have, read and written by a kernel of the host.
+# Eight channels of DDR4-3200 of 8 bytes (JEDEC JESD79-4), as the servers of these cards have (a socket of the EPYC 7002
+# in NVIDIA's DGX A100), read and written by a kernel of the host.
 HOST_BANDWIDTH = 204.8e9
 
 
@@ -65,7 +66,9 @@ class Profile:
         return self.tf32 if tf32 and dtype == torch.float32 else self.float32
 
 
-# PCI Express x16, each way, after its 128/130 coding: 16 GT/s (generation 4) and 32 GT/s (generation 5).
+# PCI Express x16, each way, after its 128/130 coding (PCI-SIG, PCI Express Base Specification, revisions 4.0 and 5.0):
+# 16 lanes of 16 GT/s, and of 32 GT/s. The data sheets round this to 64 and 128 GB/s both ways; packets' headers take
+# some of it from a real copy.
 PCIE_4, PCIE_5 = 31.5e9, 63.0e9
 
 PROFILES = {
@@ -76,28 +79,28 @@ PROFILES = {
             *(24e9, 1008e9),
             *(82.6e12, 82.6e12, 165.2e12),
             *(PCIE_4, PCIE_4),
-            source="NVIDIA Ada GPU architecture, version 2.1, appendix A (RTX 4090; tensor rates with float32 sums)",
+            source="NVIDIA Ada GPU architecture, version 2.1, appendix A (dense, with float32 sums; PCIe 4.0)",
         ),
         Profile(
             "a100-40",
             *(40e9, 1555e9),
             *(19.5e12, 156e12, 312e12),
             *(PCIE_4, PCIE_4),
-            source="NVIDIA A100 Tensor Core GPU data sheet, 2020 (40 GB)",
+            source="NVIDIA A100 Tensor Core GPU architecture, version 1.0 (40 GB SXM4; dense; PCIe 4.0)",
         ),
         Profile(
             "a100-80",
             *(80e9, 2039e9),
             *(19.5e12, 156e12, 312e12),
             *(PCIE_4, PCIE_4),
-            source="NVIDIA A100 Tensor Core GPU data sheet, 2021 (80 GB SXM)",
+            source="NVIDIA A100 Tensor Core GPU data sheet 1758950-r4 (80 GB SXM; dense; PCIe 4.0)",
         ),
         Profile(
             "h100",
             *(80e9, 3350e9),
             *(67e12, 494.5e12, 989.5e12),
             *(PCIE_5, PCIE_5),
-            source="NVIDIA H100 Tensor Core GPU data sheet (SXM; dense rates, half of the sparse ones printed)",
+            source="NVIDIA H100 Tensor Core GPU data sheet (SXM; dense, half of the sparse rates; PCIe 5.0)",
         ),
     )
 }

@@ -23,8 +23,9 @@ def register() -> list[torch.library.Library]:
         "attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp, "
         f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)"
     )
-    kernels.impl("attention", _attention, "CPU")
-    kernels.impl("attention_backward", _attention_backward, "CPU")
+    for place in ("CPU", "Meta"):
+        kernels.impl("attention", _attention, place)
+        kernels.impl("attention_backward", _attention_backward, place)
     pytorch = torch.library.Library("aten", "IMPL")
     pytorch.impl("scaled_dot_product_attention", _scaled_dot_product_attention, "AutogradPrivateUse1")
     return [kernels, pytorch]

@@ -8,11 +8,12 @@ from enum import Enum, auto
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
+from fastrlhf.device import without_values
 from fastrlhf.device.ledger import POISON, Allocation, Ledger, UseAfterFreeError, refuse
 from fastrlhf.device.observe import Cost, Kernel, nbytes
 from fastrlhf.device.torch_costs import dtype, size, torch_cost
+from fastrlhf.device.trees import over_tensors, tensors_in
 
 NAME = "sim"
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_to_copy"}
@@ -68,7 +69,7 @@ class SimTensor(torch.Tensor):
     """A tensor on sim:0.
 
     Attributes:
-        elem: its values, a tensor on the CPU with the same strides.
+        elem: its values, a tensor on the CPU with the same strides (on meta, where there are none).
         allocation: the memory that it is in, shared with its views.
     """
 
@@ -143,7 +144,7 @@ class SimTensor(torch.Tensor):
         return self.elem.untyped_storage()
 
     def new_tensor(self, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> torch.Tensor:
-        made = self.elem.new_tensor(data, dtype=dtype)
+        made = torch.empty((), dtype=self.dtype).new_tensor(data, dtype=dtype)
         return made.to(self.device if device is None else device).requires_grad_(requires_grad)
 
     def tolist(self) -> Any:
@@ -157,7 +158,7 @@ class SimTensor(torch.Tensor):
 def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """One operation of PyTorch (or a registered one of ours) that a tensor or an argument brought to sim:0."""
     name, ledger = func._schema.name, active()
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     ours = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
     _check_usable(name, tensors, ours, copies=name in COPIES)
     if name in COPIES:
@@ -171,11 +172,14 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     to_sim = bool(ours) or not tensors if device is None else torch.device(device).type == "sim"
     if device is not None:
         kwargs = {**kwargs, "device": "cpu"}
-    if name.startswith("fastrlhf::"):
-        with _in(Place.REGISTERED):
+    ours_registered = name.startswith("fastrlhf::")
+    with _in(Place.REGISTERED if ours_registered else _place):
+        if ledger.values or not to_sim:
             out = func(*unwrap(args), **unwrap(kwargs))
-    else:
-        out = func(*unwrap(args), **unwrap(kwargs))
+        elif ours_registered:
+            out = without_values.run_registered(func, unwrap(args), unwrap(kwargs))
+        else:
+            out = without_values.run(func, unwrap(args), unwrap(kwargs), wanted=waits)
     if not to_sim:
         return out
     wrapped = wrap(out, ours, name)
@@ -184,7 +188,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if ledger.poison:
             for tensor in fresh:
                 tensor.elem.untyped_storage().fill_(POISON)
-    elif (fresh or func._schema.is_mutable) and not name.startswith("fastrlhf::"):
+    elif (fresh or func._schema.is_mutable) and not ours_registered:
         tf32 = torch.get_float32_matmul_precision() != "highest"
         ledger.kernel(name, torch_cost(func, args, kwargs, wrapped, fresh), dtype(*ours, *fresh), tf32)
     if waits:
@@ -194,18 +198,21 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def observe(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     """An operation of ours, called for tensors of sim:0 or within a registered operation on them: one launch."""
-    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in(args))
     ours = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
     ledger = active()
     if not ours and _place != Place.REGISTERED:
         if _place == Place.OUTSIDE:
             ledger.host_work(kernel.operation, kernel.cost(*args))
+            if not ledger.values and without_values.in_place(kernel.operation):
+                return None
         return kernel.run(*args)
     if ours:
         _check_usable(kernel.operation, tensors, ours)
         ledger.streams.current.land()
     with _in(Place.KERNEL):
-        out = kernel.run(*unwrap(args))
+        values = unwrap(args)
+        out = kernel.run(*values) if ledger.values else without_values.run_kernel(kernel.operation, values)
     ledger.kernel(kernel.operation, kernel.cost(*args), dtype(*tensors))
     return wrap(out, ours, kernel.operation) if ours else out
 
@@ -222,16 +229,14 @@ def _in(place: Place) -> Iterator[None]:
 
 def unwrap(tree: Any) -> Any:
     """The values on the CPU in place of the tensors of sim:0."""
-    return tree_map(lambda leaf: leaf.elem if isinstance(leaf, SimTensor) else leaf, tree)
+    return over_tensors(lambda tensor: tensor.elem if isinstance(tensor, SimTensor) else tensor, tree)
 
 
 def wrap(tree: Any, ours: list[SimTensor], maker: str) -> Any:
     """The reverse: one of `ours` where its own values came back, as from an operation in place, else a new tensor."""
     own = {id(tensor.elem): tensor for tensor in ours}
 
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
+    def one(leaf: torch.Tensor) -> SimTensor:
         if id(leaf) not in own:
             return SimTensor(leaf, _describe(maker, leaf))
         tensor = own[id(leaf)]
@@ -239,13 +244,15 @@ def wrap(tree: Any, ours: list[SimTensor], maker: str) -> Any:
             tensor.data = SimTensor(leaf, _describe(maker, leaf))  # `out=` was resized, or `t_` and the like
         return tensor
 
-    return tree_map(one, tree)
+    return over_tensors(one, tree)
 
 
 def _fresh(tree: Any, ours: list[SimTensor]) -> list[SimTensor]:
     known = {id(tensor.allocation) for tensor in ours}
     return [
-        leaf for leaf in tree_leaves(tree) if isinstance(leaf, SimTensor) and id(leaf.allocation) not in known
+        tensor
+        for tensor in tensors_in(tree)
+        if isinstance(tensor, SimTensor) and id(tensor.allocation) not in known
     ]
 
 
@@ -292,7 +299,7 @@ def _copy(func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
     _begin(source, target, non_blocking)
     if not _lands_late(source, target, non_blocking):
         _arrive(source, target)
-        unwrap(target).copy_(unwrap(source))
+        _copy_values(unwrap(target), unwrap(source))
         return target
     _enqueue(source, target)
     return target
@@ -305,7 +312,11 @@ def _copy_to_new(func: Any, source: torch.Tensor, kwargs: dict[str, Any]) -> tor
     non_blocking = kwargs.get("non_blocking", False)
     if not non_blocking:
         active().streams.current.land()
-    values = func(unwrap(source), **{**kwargs, "device": "cpu", "non_blocking": False})
+    kwargs = {**kwargs, "device": "cpu", "non_blocking": False}
+    if active().values:
+        values = func(unwrap(source), **kwargs)
+    else:
+        values = without_values.converted(func, unwrap(source), kwargs, to_host=device.type == "cpu")
     target = values if device.type == "cpu" else SimTensor(values, _describe("aten::_to_copy", values))
     if device.type == "cpu" and non_blocking:
         active().pinned.add(target)  # as PyTorch does, so that the host need not wait
@@ -345,16 +356,24 @@ def _arrive(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def _enqueue(source: torch.Tensor, target: torch.Tensor) -> None:
     stream, values, destination = active().streams.current, unwrap(source), unwrap(target)
-    poison(destination)
+    if active().values:
+        poison(destination)
     # the allocator keeps memory that this stream made, or was told of, until the copy is done
     kept = [tensor.allocation for tensor in (source, target) if isinstance(tensor, SimTensor)]
     kept = [allocation for allocation in kept if stream in allocation.streams]
 
     def land() -> None:
-        destination.copy_(values)
+        _copy_values(destination, values)
         kept.clear()
 
     stream.enqueue(land)
+
+
+def _copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
+    if active().values:
+        target.copy_(source)
+    else:
+        without_values.copy_values(target, source)
 
 
 def poison(tensor: torch.Tensor) -> None:

@@ -45,13 +45,18 @@ _libraries: list[torch.library.Library] = []
 
 @contextmanager
 def registered(
-    capacity: float | None = None, *, poison: bool = True, profile: str | Profile | None = None
+    capacity: float | None = None,
+    *,
+    poison: bool = True,
+    profile: str | Profile | None = None,
+    values: bool = True,
 ) -> Iterator[Ledger]:
     """sim:0, for the block, with books of its own.
 
     Args:
         capacity: its memory in bytes; by default the profile's, without one no limit.
         poison: fill fresh and freed memory with NaN.
+        values: compute; False has floats as shapes alone, so that models of any size run (see `without_values`).
         profile: the card whose seconds `Ledger.timeline` counts, or its name in `profiles.PROFILES`; None: no seconds.
 
     Raises:
@@ -63,7 +68,7 @@ def registered(
         profile = named_profile(profile)
     if capacity is None:
         capacity = profile.capacity if profile else inf
-    ledger = Ledger(capacity, poison, profile)
+    ledger = Ledger(capacity, poison, profile, values)
     supported, swap = (
         _foreach_utils._foreach_supported_types,
         torch.__future__.get_swap_module_params_on_conversion(),
@@ -101,6 +106,8 @@ def _claim() -> None:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: sim_tensor.run(func, args, kwargs), "PrivateUse1")
+    # Our operations have autocast's rules themselves; PyTorch's own products stay in the dtype of what they are given.
+    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     _libraries.extend([library, *sim_attention.register()])
 
 

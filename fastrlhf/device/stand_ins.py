@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from fastrlhf.device import without_values
 from fastrlhf.device.sim_tensor import NAME, active
 
 
@@ -48,8 +49,11 @@ def _made_on_host(maker: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 def _made_pinned(maker: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def make(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        made = maker(*args, **kwargs)
-        return active().pinned.add(made) if pin_memory else made
+        if not pin_memory:
+            return maker(*args, **kwargs)
+        if active().values:
+            return active().pinned.add(maker(*args, **kwargs))
+        return active().pinned.add(without_values.untouched(maker(*args, device="meta", **kwargs)))
 
     return make
 

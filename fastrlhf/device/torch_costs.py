@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastrlhf.device import sim_attention
 from fastrlhf.device.observe import Cost
+from fastrlhf.device.trees import tensors_in
 
 # They read the shape of a tensor and not its values.
 FILLS = {
@@ -48,8 +48,8 @@ def torch_cost(
         fresh: the tensors among it that are no views of its arguments.
     """
     schema, named = func._schema, _by_name(func._schema, args, kwargs)
-    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    changed = [leaf for leaf in tree_leaves(_changed(schema, named)) if isinstance(leaf, torch.Tensor)]
+    given = list(tensors_in((args, kwargs)))
+    changed = list(tensors_in(_changed(schema, named)))
     flops = _flops(func, args, kwargs, out)
     if schema.name in FILLS:
         return Cost(0, size(*fresh, *changed), flops)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastrlhf.memory.buffers import make_buffer
-from fastrlhf.memory.deferred import read_deferred
+from fastrlhf.memory.deferred import is_deferred, read_deferred
 from fastrlhf.memory.layout import Layout, Slot
 from fastrlhf.memory.placement import ChunkSizes, Piece
 from fastrlhf.memory.residency import Resident, View
@@ -86,12 +86,7 @@ def make_chunk(
     """
     sizes = chunk_sizes(layout)
     buffer = make_buffer((layout.numel,), layout.dtype, device)
-    values = torch.zeros(layout.numel, dtype=layout.dtype)
-    for slot, owner in zip(layout.slots, owners, strict=True):
-        if not owner.is_meta:
-            _view(values, slot).copy_(owner.detach())
-        else:
-            read_deferred(owner, _view(values, slot))
+    values = _values(layout, owners)
     hole = torch.full(
         (), torch.nan if layout.dtype.is_floating_point else 0, dtype=layout.dtype, device=device
     )
@@ -102,12 +97,26 @@ def make_chunk(
         become(owner, view, absent)
         views.append(View(owner, view, absent))
     place = home(Piece(layout.index, "parameters"), sizes.parameters)
-    (buffer.flat.copy_ if place is None else place.fill)(values)
+    if values is not None:
+        (buffer.flat.copy_ if place is None else place.fill)(values)
     parameters = Resident(Piece(layout.index, "parameters"), buffer, place, views)
     chunk = Chunk(layout, tuple(owners), adopt(parameters))
     if layout.trainable:
         _add_state(chunk, sizes, device, hole, home, adopt)
     return chunk
+
+
+def _values(layout: Layout, owners: Sequence[nn.Parameter]) -> torch.Tensor | None:
+    """What a chunk begins with; None where nobody knows, since homes and buffers begin at zero."""
+    if all(owner.is_meta and not is_deferred(owner) for owner in owners):
+        return None
+    values = torch.zeros(layout.numel, dtype=layout.dtype)
+    for slot, owner in zip(layout.slots, owners, strict=True):
+        if not owner.is_meta:
+            _view(values, slot).copy_(owner.detach())
+        else:
+            read_deferred(owner, _view(values, slot))
+    return values
 
 
 def _add_state(

@@ -66,12 +66,12 @@ class Copier:
 
 
 def host_buffer(size: int, device: torch.device) -> torch.Tensor:
-    """`size` bytes of the host's memory, pinned where a device copies from it without the host."""
+    """`size` zero bytes of the host's memory, pinned where a device copies from it without the host."""
     if device.type == "cpu":
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.zeros(size, dtype=torch.uint8)
     try:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=True)
     except RuntimeError:
         if device.type == "cuda":
             raise
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.zeros(size, dtype=torch.uint8)

@@ -22,11 +22,13 @@ class Needs:
     Attributes:
         name: for messages.
         inside: the names of those that run within it.
+        looks_up: it is an embedding, whose backward does not read its parameters.
     """
 
     name: str
     chunks: tuple[Chunk, ...]
     inside: frozenset[str] = frozenset()
+    looks_up: bool = False
 
     def forward(self, writes: bool = False) -> list[Use]:
         """What running it uses."""
@@ -36,7 +38,7 @@ class Needs:
         """What its backward uses."""
         trained = [chunk for chunk in self.chunks if chunk.gradients is not None]
         gradients = [Use(chunk.gradients, writes=True, fresh=not chunk.has_gradients) for chunk in trained]
-        return self.forward() + gradients
+        return gradients if self.looks_up else self.forward() + gradients
 
 
 class ModuleHooks:

@@ -107,7 +107,7 @@ class MemoryManager:
         }
         for unit in units:
             if chunks := self._chunks(parameter for _, parameter in unit.parameters):
-                needs = Needs(unit.name, chunks, unit.inside)
+                needs = Needs(unit.name, chunks, unit.inside, isinstance(unit.module, nn.Embedding))
                 self.hooks.attach(unit.module, needs)
         if offload_activations:
             activations = Activations(self._copier, self.device_meter, self.host_meter, prefetch)
@@ -152,6 +152,26 @@ class MemoryManager:
         chunk.changed = True
         with self.residency.using([Use(chunk.parameters, writes=True)]):
             read(parameter.detach())
+
+    def own_leaf(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A leaf that shows `parameter`, and whose gradient is added to the parameter's (see `using.own_leaf`)."""
+        if not (parameter.requires_grad and torch.is_grad_enabled() and parameter in self._places):
+            return parameter
+        chunk, slot = self._places[parameter]
+        index = chunk.layout.slots.index(slot)
+
+        def join(leaf: torch.Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            if chunk.has_gradient(index):
+                with self.residency.using([Use(chunk.gradients, writes=True)]):
+                    parameter.grad.add_(gradient)
+            else:
+                parameter.grad = gradient
+            self._keep_gradient(chunk, index, parameter)
+
+        leaf = parameter.detach().requires_grad_()
+        leaf.register_post_accumulate_grad_hook(join)
+        return leaf
 
     @property
     def meters(self) -> tuple[Meter, Meter, Meter]:

@@ -47,7 +47,7 @@ class HostHome:
     def __init__(self, size: int, copier: Copier, meter: Meter):
         meter.hold(size)
         self.meter, self._copier = meter, copier
-        self._bytes = host_buffer(size, copier.device).zero_()
+        self._bytes = host_buffer(size, copier.device)
         self._last: Ticket | None = None
 
     def load(self, flat: torch.Tensor) -> Ticket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ def manager_of(module: nn.Module) -> MemoryManager | None:
     """Who has the weights of `module`; None where nothing is offloaded."""
     managed = vars(module).get(_NAME)
     return None if managed is None else managed.manager
+
+
+def own_leaf(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor:
+    """`parameter` for code within `using(module)` that reads it once a forward, such as a head's.
+
+    Where its memory is managed it is a leaf of its own, whose gradient joins the parameter's as soon as it is known.
+    (PyTorch would hold that of tied embeddings, as large as they are, until the end of the backward.)
+    """
+    manager = manager_of(module)
+    return parameter if manager is None else manager.own_leaf(parameter)
 
 
 def put_under(manager: MemoryManager, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastrlhf.memory.using import using
+from fastrlhf.memory.using import own_leaf, using
 from fastrlhf.models.backbone import backbone, base_model, evaluation_mode
 
 
@@ -57,9 +57,9 @@ def using_head(model: nn.Module) -> Iterator[LanguageModelHead]:
     Raises:
         ValueError: as `language_model_head`.
     """
-    head = language_model_head(model)
-    with using(base_model(model).get_output_embeddings()):
-        yield head
+    head, output = language_model_head(model), base_model(model).get_output_embeddings()
+    with using(output):
+        yield head._replace(weight=own_leaf(output, output.weight))
 
 
 def language_model_head(model: nn.Module) -> LanguageModelHead:
@@ -82,8 +82,11 @@ def language_model_head(model: nn.Module) -> LanguageModelHead:
 
 @torch.no_grad()
 def check_language_model_head(model: nn.Module) -> None:
-    """Raise ValueError unless backbone and head together give the model's own logits, tried on two tokens."""
+    """Raise ValueError unless backbone and head together give the model's own logits, tried on two tokens (not where
+    the model is on meta, and has none)."""
     head = language_model_head(model)
+    if head.weight.is_meta:
+        return
     model = base_model(model)
     tokens = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
     with evaluation_mode(model):  # dropout would tell the two apart

@@ -199,6 +199,11 @@ class PPOConfig(TrainingArguments):
         if self.rollout_weights is not None and self.rollout_correction_cap is None:
             self.rollout_correction_cap = DEFAULT_CORRECTION_CAP
 
+    @property
+    def place_model_on_device(self) -> bool:
+        """Not transformers' business: the policy may be larger than the device (`HasRoles.place_models`)."""
+        return False
+
     def _check(self) -> None:
         """Refuse what cannot be meant, before any work is done."""
         if self.stop_token is not None and self.stop_token_id is not None:
