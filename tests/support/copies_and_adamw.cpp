@@ -99,8 +99,9 @@ class Worker {
 };
 
 void whole(ssize_t (*call)(int, const iovec*, int, off_t), int file, float* memory, off_t offset) {
-  // a slow disk: else a worker that is always ahead would order by its queue's lock what nothing else orders
-  std::this_thread::sleep_for(std::chrono::microseconds(500));
+  // a disk that is slow, and slowest to write: else a worker that is ahead would order by its queue's lock what
+  // nothing else orders
+  std::this_thread::sleep_for(std::chrono::microseconds(call == pwritev ? 8000 : 500));
   const iovec part{memory, BYTES};
   if (call(file, &part, 1, offset) != (ssize_t)BYTES) {
     std::perror("copy");
