@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 STEPS ?=
 ARGS ?=
 
+NATIVE := $(shell find fastrlhf/csrc tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
 .PHONY: demo test test-all lint format bench doctor gpu-check install clean
 
 install: $(INSTALLED)
@@ -30,10 +32,12 @@ test-all: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks/kernels --benchmark-only $(ARGS)
