@@ -27,7 +27,7 @@ struct DecodeProblem {
 
 // As the launchers hand it over, see fastrlhf/kernels/decode_attention_arguments.py.
 struct DecodeCall {
-  std::array<uintptr_t, 3> addresses;             // query, block table, lengths
+  std::array<uintptr_t, 3> addresses;            // query, block table, lengths
   std::array<std::array<int64_t, 4>, 2> caches;  // of keys and of values: the address and three strides
   std::array<int64_t, 8> sizes;  // rows, heads, key heads, width, blocks, block size, max_blocks, window
   float scale, softcap;

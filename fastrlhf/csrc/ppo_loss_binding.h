@@ -15,10 +15,24 @@ constexpr int PPO_LOSS_ARRAYS = 18, PPO_LOSS_NUMBERS = 8;
 // In the order of the struct; zero for None.
 template <class T>
 PPOLossArrays<T> ppo_loss_arrays(const std::array<uintptr_t, PPO_LOSS_ARRAYS>& a) {
-  return {(const T*)a[0], (const T*)a[1], (const T*)a[2],  (const bool*)a[3],
-          (const T*)a[4], (const T*)a[5], (const T*)a[6],  (const bool*)a[7],
-          (const T*)a[8], (const T*)a[9], (const T*)a[10], (const T*)a[11],
-          (const double*)a[12], (float*)a[13], (double*)a[14], (T*)a[15], (T*)a[16], (T*)a[17]};
+  return {(const T*)a[0],
+          (const T*)a[1],
+          (const T*)a[2],
+          (const bool*)a[3],
+          (const T*)a[4],
+          (const T*)a[5],
+          (const T*)a[6],
+          (const bool*)a[7],
+          (const T*)a[8],
+          (const T*)a[9],
+          (const T*)a[10],
+          (const T*)a[11],
+          (const double*)a[12],
+          (float*)a[13],
+          (double*)a[14],
+          (T*)a[15],
+          (T*)a[16],
+          (T*)a[17]};
 }
 
 // cliprange, cliprange_high, dual_clip, log_ratio_clamp, cliprange_value, vf_coef, entropy_coef, kl_coef, as

@@ -17,9 +17,9 @@ struct PerRow {
 
 template <class T>
 struct SampleArguments {
-  const T* logits;                             // [rows, columns]
-  const int64_t* row_ids;                      // [rows]
-  const bool *seen, *banned;                   // [rows, columns], each may be null
+  const T* logits;                                    // [rows, columns]
+  const int64_t* row_ids;                             // [rows]
+  const bool *seen, *banned;                          // [rows, columns], each may be null
   int64_t logits_stride, seen_stride, banned_stride;  // from row to row
   int64_t rows, columns;
   PerRow<int64_t> seed, step;

@@ -12,11 +12,12 @@ namespace fastrlhf {
 // Mirrors `SampleCall` in fastrlhf/kernels/sample_arguments.py. Settings in the order of the operation: seed, step,
 // temperature, top_k, top_p, min_p, repetition_penalty.
 struct SampleCall {
-  std::array<uintptr_t, 7> addresses;  // logits, row_ids, seen, banned, tokens, logprobs, entropy; zero for None
-  std::array<int64_t, 5> sizes;        // rows, columns, strides of logits, seen and banned from row to row
-  std::array<int64_t, 3> whole;        // seed, step, top_k
-  std::array<double, 4> real;          // temperature, top_p, min_p, repetition_penalty
-  std::array<uintptr_t, 7> of_rows;    // addresses of the settings of rows; zero for None
+  std::array<uintptr_t, 7>
+      addresses;                 // logits, row_ids, seen, banned, tokens, logprobs, entropy; zero for None
+  std::array<int64_t, 5> sizes;  // rows, columns, strides of logits, seen and banned from row to row
+  std::array<int64_t, 3> whole;  // seed, step, top_k
+  std::array<double, 4> real;    // temperature, top_p, min_p, repetition_penalty
+  std::array<uintptr_t, 7> of_rows;  // addresses of the settings of rows; zero for None
   std::array<int64_t, 7> strides;
 };
 
@@ -50,6 +51,5 @@ SampleArguments<T> sample_arguments(const SampleCall& call) {
           (float*)a[5],
           (float*)a[6]};
 }
-
 
 }  // namespace fastrlhf

@@ -111,8 +111,8 @@ void whole(ssize_t (*call)(int, const iovec*, int, off_t), int file, float* memo
 
 // One step of the parameters and both moments, which lie one after the other.
 void update(float* chunk, const std::vector<float>& gradients, int step) {
-  const fastrlhf::AdamWArrays<float> arrays{chunk,   gradients.data(), chunk + SIZE, chunk + 2 * SIZE, nullptr,
-                                            nullptr, nullptr,          nullptr,      nullptr};
+  const fastrlhf::AdamWArrays<float> arrays{
+      chunk, gradients.data(), chunk + SIZE, chunk + 2 * SIZE, nullptr, nullptr, nullptr, nullptr, nullptr};
   fastrlhf::AdamWNumbers n{};
   n.lr = 1e-2f, n.grad_scale = 1, n.log_beta1 = std::log(0.9f), n.log_beta2 = std::log(0.999f);
   n.correction1 = 1 - std::pow(0.9f, step), n.correction2 = 1 - std::pow(0.999f, step);
@@ -144,7 +144,8 @@ int main(int, char** arguments) {
       float* buffer = buffers[use % BUFFERS].data();
       if (left_out == "departure") {
         // another thread than the worker, which would do it in order anyway
-        arriving[use % BUFFERS] = std::async(std::launch::async, [=] { whole(preadv, file, buffer, use % CHUNKS * BYTES); });
+        arriving[use % BUFFERS] =
+            std::async(std::launch::async, [=] { whole(preadv, file, buffer, use % CHUNKS * BYTES); });
         return;
       }
       if (leaving[use % BUFFERS].valid()) leaving[use % BUFFERS].get();

@@ -179,8 +179,8 @@ inline void run_block(bool reversed) {
 // Ends the block with an error. The accesses that lead here have no way to throw: to the compiler they cannot.
 inline void race_found(int thread, bool writes, int other, bool other_wrote, size_t at) {
   const std::string message = "race in shared memory: thread " + std::to_string(thread) +
-                              (writes ? " writes" : " reads") + " byte " + std::to_string(at) + ", which thread " +
-                              std::to_string(other) + (other_wrote ? " wrote" : " read") +
+                              (writes ? " writes" : " reads") + " byte " + std::to_string(at) +
+                              ", which thread " + std::to_string(other) + (other_wrote ? " wrote" : " read") +
                               ", and no barrier stands between the two";
   block->failure = std::make_exception_ptr(std::runtime_error(message));
   wait(State::DONE);

@@ -90,7 +90,7 @@ UNSEEN inline void accessed(const void* address, size_t size, bool writes) {
 
 }  // namespace cuda_on_cpu
 
-#define SEEN(bytes)                                                                                        \
+#define SEEN(bytes)                                                                                         \
   UNSEEN void __tsan_read##bytes(void* address) { cuda_on_cpu::accessed(address, bytes, false); }           \
   UNSEEN void __tsan_write##bytes(void* address) { cuda_on_cpu::accessed(address, bytes, true); }           \
   UNSEEN void __tsan_unaligned_read##bytes(void* address) { cuda_on_cpu::accessed(address, bytes, false); } \
@@ -98,7 +98,7 @@ UNSEEN inline void accessed(const void* address, size_t size, bool writes) {
 
 // Atomics are the bindings' own (reference counts, guards of static variables), not the kernels'.
 #define ATOMIC(bits)                                                                                      \
-  UNSEEN uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {               \
+  UNSEEN uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {              \
     return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                         \
   }                                                                                                       \
   UNSEEN uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile uint##bits##_t* at, uint##bits##_t more, \

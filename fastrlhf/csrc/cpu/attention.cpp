@@ -108,7 +108,8 @@ FASTRLHF_INLINE void block_of_queries(const AttentionProblem& p, const BlockOfSe
     const float sum = space.sums[row];
     lse[at] = space.maxima[row] + std::log(sum);
     for (int64_t d = 0; d < p.width; d += LANES) {
-      store_columns(output + at * p.width + d, load8(space.outputs.data() + row * padded + d) / sum, p.width - d);
+      store_columns(output + at * p.width + d, load8(space.outputs.data() + row * padded + d) / sum,
+                    p.width - d);
     }
   }
 }

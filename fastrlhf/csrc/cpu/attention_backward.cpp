@@ -38,16 +38,15 @@ struct KeyTile {
 };
 
 FASTRLHF_INLINE void pack_block(const AttentionProblem& p, const HeadsIn& grad_output, const float* output,
-                                const float* lse, const QueryBlock& block, int64_t padded,
-                                Workspace& space) {
+                                const float* lse, const QueryBlock& block, int64_t padded, Workspace& space) {
   pack_rows(p.query, block, p.width, padded, p.scale, space.queries.data());
   pack_rows(grad_output, block, p.width, padded, 1.0f, space.grads.data());
   for (int64_t row = 0; row < block.strips() * STRIP; ++row) {
     const int64_t at = block.position(row) * p.heads + block.head_of(row);
     f8 delta{};
     for (int64_t d = 0; d < p.width; d += LANES)
-      delta += load8(space.grads.data() + row * padded + d) *
-               load_columns(output + at * p.width + d, p.width - d);
+      delta +=
+          load8(space.grads.data() + row * padded + d) * load_columns(output + at * p.width + d, p.width - d);
     space.deltas[row] = sum_of_lanes(delta);
     // a row after the last one weighs nothing
     space.lse[row] = row < block.rows() ? lse[at] : std::numeric_limits<float>::infinity();
@@ -124,16 +123,15 @@ FASTRLHF_INLINE void block_against_tile(const AttentionProblem& p, const Gradien
     const StripColumns columns(Seen(block.position(first_row), tile.first, tile.keys, p.window),
                                Seen(block.position(first_row + STRIP - 1), tile.first, tile.keys, p.window));
     strip_scores(p, block, tile, columns, first_row, padded, space);
-    multiply({space.grad_scores.data() + first_row * KEYS + columns.begin, KEYS, 1},
-             {space.keys.data() + columns.begin * PANEL, PANEL * KEYS, PANEL}, 0, padded,
-             columns.end - columns.begin,
-             [&](int row, int64_t column, f8 sum) __attribute__((always_inline)) {
-               const int64_t at = first_row + row, left = p.width - column;
-               if (at >= block.rows()) return;
-               float* to =
-                   gradients.query + (block.position(at) * p.heads + block.head_of(at)) * p.width + column;
-               store_columns(to, load_columns(to, left) + sum * p.scale, left);
-             });
+    multiply(
+        {space.grad_scores.data() + first_row * KEYS + columns.begin, KEYS, 1},
+        {space.keys.data() + columns.begin * PANEL, PANEL * KEYS, PANEL}, 0, padded,
+        columns.end - columns.begin, [&](int row, int64_t column, f8 sum) __attribute__((always_inline)) {
+          const int64_t at = first_row + row, left = p.width - column;
+          if (at >= block.rows()) return;
+          float* to = gradients.query + (block.position(at) * p.heads + block.head_of(at)) * p.width + column;
+          store_columns(to, load_columns(to, left) + sum * p.scale, left);
+        });
   }
   add_over_rows(p, block, tile, space.weights, space.grads, padded, space.grad_values);
   add_over_rows(p, block, tile, space.grad_scores, space.queries, padded, space.grad_keys);

@@ -41,17 +41,15 @@ inline void bind_attention(pybind11::module_& module) {
     pybind11::gil_scoped_release release;
     attention(problem, (float*)output, (float*)lse);
   });
-  module.def("attention_backward",
-             [](const std::array<HeadsAddress, 3>& heads, uintptr_t cu_seqlens, uintptr_t skip,
-                const std::array<int64_t, 5>& sizes, float scale, float softcap,
-                const HeadsAddress& grad_output, uintptr_t output, uintptr_t lse,
-                const std::array<uintptr_t, 3>& gradients) {
-               const AttentionProblem problem =
-                   attention_problem(heads, cu_seqlens, skip, sizes, scale, softcap);
-               pybind11::gil_scoped_release release;
-               attention_backward(problem, heads_at(grad_output), (const float*)output, (const float*)lse,
-                                  (float*)gradients[0], (float*)gradients[1], (float*)gradients[2]);
-             });
+  module.def("attention_backward", [](const std::array<HeadsAddress, 3>& heads, uintptr_t cu_seqlens,
+                                      uintptr_t skip, const std::array<int64_t, 5>& sizes, float scale,
+                                      float softcap, const HeadsAddress& grad_output, uintptr_t output,
+                                      uintptr_t lse, const std::array<uintptr_t, 3>& gradients) {
+    const AttentionProblem problem = attention_problem(heads, cu_seqlens, skip, sizes, scale, softcap);
+    pybind11::gil_scoped_release release;
+    attention_backward(problem, heads_at(grad_output), (const float*)output, (const float*)lse,
+                       (float*)gradients[0], (float*)gradients[1], (float*)gradients[2]);
+  });
 }
 
 }  // namespace fastrlhf

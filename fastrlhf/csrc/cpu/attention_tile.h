@@ -15,9 +15,9 @@
 
 namespace fastrlhf {
 
-constexpr int STRIP = 6;    // rows of a product held in registers, two vectors each: 12 of 16 registers
-constexpr int PANEL = 16;   // columns of it
-constexpr int KEYS = 96;    // keys of a tile; a multiple of both
+constexpr int STRIP = 6;   // rows of a product held in registers, two vectors each: 12 of 16 registers
+constexpr int PANEL = 16;  // columns of it
+constexpr int KEYS = 96;   // keys of a tile; a multiple of both
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

@@ -51,8 +51,8 @@ FASTRLHF_INLINE float weigh(float* scores, int count, Softmax& so_far) {
 }
 
 // scores[i] = scale times the product of `query` with keys[i], for `count` of them.
-FASTRLHF_INLINE void score(const float* query, const float* const* keys, int count, int64_t width, float scale,
-                           float* scores) {
+FASTRLHF_INLINE void score(const float* query, const float* const* keys, int count, int64_t width,
+                           float scale, float* scores) {
   for (int first = 0; first < count; first += KEYS) {
     const float* some[KEYS];
     for (int i = 0; i < KEYS; ++i) some[i] = keys[first + i < count ? first + i : first];
@@ -81,8 +81,8 @@ FASTRLHF_INLINE void score(const float* query, const float* const* keys, int cou
 // to = factor to + sum over the tile of weights[i] rows[i], from column d on, so many VECTORS at a time. Returns the
 // column where it ends.
 template <int VECTORS>
-FASTRLHF_INLINE int64_t add_weighted_columns(float* to, float factor, const float* weights, const float* const* rows,
-                                             int count, int64_t d, int64_t width) {
+FASTRLHF_INLINE int64_t add_weighted_columns(float* to, float factor, const float* weights,
+                                             const float* const* rows, int count, int64_t d, int64_t width) {
   for (; d + VECTORS * LANES <= width; d += VECTORS * LANES) {
     f8 sums[VECTORS];
 #pragma GCC unroll 8
@@ -97,8 +97,8 @@ FASTRLHF_INLINE int64_t add_weighted_columns(float* to, float factor, const floa
   return d;
 }
 
-FASTRLHF_INLINE void add_weighted(float* to, float factor, const float* weights, const float* const* rows, int count,
-                                  int64_t width) {
+FASTRLHF_INLINE void add_weighted(float* to, float factor, const float* weights, const float* const* rows,
+                                  int count, int64_t width) {
   int64_t d = add_weighted_columns<8>(to, factor, weights, rows, count, 0, width);
   d = add_weighted_columns<4>(to, factor, weights, rows, count, d, width);
   d = add_weighted_columns<1>(to, factor, weights, rows, count, d, width);
@@ -117,9 +117,11 @@ FASTRLHF_INLINE bool find(const DecodeProblem<float>& p, const Part& part, int64
     if (block < 0 || block >= p.blocks) return false;
     int64_t slot = (first + i) % p.block_size;
     const auto place = [&](const Cache<float>& cache) {
-      return cache.data + block * cache.block_stride + slot * cache.slot_stride + part.key_head * cache.head_stride;
+      return cache.data + block * cache.block_stride + slot * cache.slot_stride +
+             part.key_head * cache.head_stride;
     };
-    for (const float *key = place(p.key), *value = place(p.value); slot < p.block_size && i < count; ++slot, ++i) {
+    for (const float *key = place(p.key), *value = place(p.value); slot < p.block_size && i < count;
+         ++slot, ++i) {
       keys[i] = key;
       values[i] = value;
       key += p.key.slot_stride;
@@ -130,7 +132,8 @@ FASTRLHF_INLINE bool find(const DecodeProblem<float>& p, const Part& part, int64
 }
 
 // outputs: [group, width], not yet divided by the sums; softmax: [group].
-FASTRLHF_INLINE void attend(const DecodeProblem<float>& p, const Part& part, float* outputs, Softmax* softmax) {
+FASTRLHF_INLINE void attend(const DecodeProblem<float>& p, const Part& part, float* outputs,
+                            Softmax* softmax) {
   const int64_t group = p.heads / p.key_heads;
   const float* query = p.query + (part.row * p.heads + part.key_head * group) * p.width;
   std::fill(outputs, outputs + group * p.width, 0.0f);
@@ -164,7 +167,8 @@ void attend_portable(const DecodeProblem<float>& p, const Part& part, float* out
 }
 
 #ifdef FASTRLHF_HAS_AVX2_VERSION
-FASTRLHF_AVX2 void attend_avx2(const DecodeProblem<float>& p, const Part& part, float* outputs, Softmax* softmax) {
+FASTRLHF_AVX2 void attend_avx2(const DecodeProblem<float>& p, const Part& part, float* outputs,
+                               Softmax* softmax) {
   attend(p, part, outputs, softmax);
 }
 #endif
@@ -226,7 +230,8 @@ void decode_attention(const DecodeProblem<float>& p, float* output) {
   find_parts(p, output, scratch.parts);
   const std::vector<Part>& parts = scratch.parts;
   const int64_t count = (int64_t)parts.size(), group = p.heads / p.key_heads;
-  if ((int64_t)scratch.outputs.size() < count * group * p.width) scratch.outputs.resize(count * group * p.width);
+  if ((int64_t)scratch.outputs.size() < count * group * p.width)
+    scratch.outputs.resize(count * group * p.width);
   if ((int64_t)scratch.softmax.size() < count * group) scratch.softmax.resize(count * group);
   float* outputs = scratch.outputs.data();
   Softmax* softmax = scratch.softmax.data();
@@ -237,8 +242,8 @@ void decode_attention(const DecodeProblem<float>& p, float* output) {
   }
 
   for (int64_t begin = 0, end; begin < count; begin = end) {
-    for (end = begin + 1; end < count && parts[end].row == parts[begin].row &&
-                          parts[end].key_head == parts[begin].key_head;)
+    for (end = begin + 1;
+         end < count && parts[end].row == parts[begin].row && parts[end].key_head == parts[begin].key_head;)
       ++end;
     if (!parts[begin].whole) merge(p, parts, begin, end, outputs, softmax, output);
   }

@@ -37,12 +37,24 @@ inline ThinLinear thin_linear_of(const LinearCall& call, int64_t rows) {
           factor};
 }
 
-inline void add_begin(DecodeProgram& program, const std::array<uintptr_t, 11>& a, const std::array<int64_t, 4>& sizes,
-                      float embedding_scale) {
-  const BeginStep step = {(const int64_t*)a[0], (int32_t*)a[1],     (const int32_t*)a[2], (int64_t*)a[3],
-                          (const float*)a[4],   (const float*)a[5], (float*)a[6],         (const float*)a[7],
-                          (const float*)a[8],   (float*)a[9],       (float*)a[10],        sizes[0],
-                          sizes[1],             sizes[2],           sizes[3],             embedding_scale};
+inline void add_begin(DecodeProgram& program, const std::array<uintptr_t, 11>& a,
+                      const std::array<int64_t, 4>& sizes, float embedding_scale) {
+  const BeginStep step = {(const int64_t*)a[0],
+                          (int32_t*)a[1],
+                          (const int32_t*)a[2],
+                          (int64_t*)a[3],
+                          (const float*)a[4],
+                          (const float*)a[5],
+                          (float*)a[6],
+                          (const float*)a[7],
+                          (const float*)a[8],
+                          (float*)a[9],
+                          (float*)a[10],
+                          sizes[0],
+                          sizes[1],
+                          sizes[2],
+                          sizes[3],
+                          embedding_scale};
   program.add([step](int64_t rows) { begin_step(step, rows); });
 }
 
@@ -56,8 +68,8 @@ inline void add_linears(DecodeProgram& program, const std::vector<LinearCall>& c
 }
 
 // hidden_states, residual, weight, bias, normed, summed, mean, rstd; `each` rows of `columns` to a row of the batch.
-inline void add_norm(DecodeProgram& program, const std::array<uintptr_t, 8>& a, int64_t each, int64_t columns, float eps,
-                     float weight_offset) {
+inline void add_norm(DecodeProgram& program, const std::array<uintptr_t, 8>& a, int64_t each, int64_t columns,
+                     float eps, float weight_offset) {
   const NormArrays arrays = {{(const float*)a[0], columns},
                              {(const float*)a[1], columns},
                              (const float*)a[2],
@@ -69,13 +81,15 @@ inline void add_norm(DecodeProgram& program, const std::array<uintptr_t, 8>& a, 
   program.add([=](int64_t rows) { norm(arrays, rows * each, columns, eps, weight_offset); });
 }
 
-inline void add_copy_heads(DecodeProgram& program, uintptr_t from, uintptr_t to, const std::array<int64_t, 4>& sizes) {
+inline void add_copy_heads(DecodeProgram& program, uintptr_t from, uintptr_t to,
+                           const std::array<int64_t, 4>& sizes) {
   const CopyHeads copy = {(const float*)from, (float*)to, sizes[0], sizes[1], sizes[2], sizes[3]};
   program.add([copy](int64_t rows) { copy_heads(copy, rows); });
 }
 
 // query, key, cos, sin; heads, key heads, width, rotated. In place.
-inline void add_rope(DecodeProgram& program, const std::array<uintptr_t, 4>& a, const std::array<int64_t, 4>& sizes) {
+inline void add_rope(DecodeProgram& program, const std::array<uintptr_t, 4>& a,
+                     const std::array<int64_t, 4>& sizes) {
   const auto [heads, key_heads, width, rotated] = sizes;
   const auto in_place = [width = width](uintptr_t at, int64_t count) {
     return Heads{(const float*)at, (float*)at, count, count * width, width, count * width, width};
@@ -95,7 +109,8 @@ inline void add_write_cache(DecodeProgram& program, const std::array<uintptr_t, 
 // As `decode_attention`; the number of rows is the step's.
 inline void add_decode_attention(DecodeProgram& program, const std::array<uintptr_t, 3>& addresses,
                                  const std::array<std::array<int64_t, 4>, 2>& caches,
-                                 const std::array<int64_t, 8>& sizes, float scale, float softcap, uintptr_t output) {
+                                 const std::array<int64_t, 8>& sizes, float scale, float softcap,
+                                 uintptr_t output) {
   DecodeProblem<float> problem = decode_problem<float>({addresses, caches, sizes, scale, softcap});
   program.add([problem, output](int64_t rows) mutable {
     problem.rows = rows;
@@ -104,10 +119,11 @@ inline void add_decode_attention(DecodeProgram& program, const std::array<uintpt
 }
 
 // gate, up, output. `up` [columns] is of every row where it does not go on with the rows.
-inline void add_glu(DecodeProgram& program, const std::array<uintptr_t, 3>& a, int64_t columns, bool up_of_rows,
-                    int activation) {
-  const GLUArrays arrays = {nullptr,           (const float*)a[0],       (const float*)a[1], 0, columns,
-                            up_of_rows ? columns : 0, (float*)a[2], nullptr,            nullptr};
+inline void add_glu(DecodeProgram& program, const std::array<uintptr_t, 3>& a, int64_t columns,
+                    bool up_of_rows, int activation) {
+  const GLUArrays arrays = {nullptr, (const float*)a[0],       (const float*)a[1], 0,
+                            columns, up_of_rows ? columns : 0, (float*)a[2],       nullptr,
+                            nullptr};
   program.add([=](int64_t rows) { glu(arrays, rows, columns, (Activation)activation); });
 }
 

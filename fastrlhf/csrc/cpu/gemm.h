@@ -44,8 +44,7 @@ FASTRLHF_INLINE void multiply_add(Sums<T>& sums, const float* a, const float* pa
   for (int64_t k = 0; k < depth; ++k, a += STEP, panel += T::COLUMNS) {
     typename T::Vector columns[T::VECTORS];
 #pragma GCC unroll 4
-    for (int c = 0; c < T::VECTORS; ++c)
-      columns[c] = load_vector<typename T::Vector>(panel + c * T::LANES);
+    for (int c = 0; c < T::VECTORS; ++c) columns[c] = load_vector<typename T::Vector>(panel + c * T::LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < T::ROWS; ++r)
 #pragma GCC unroll 4

@@ -17,15 +17,19 @@ FASTRLHF_INLINE void for_vectors(int64_t length, Step step) {
   constexpr int64_t WIDTH = sizeof(V) / sizeof(float);
   int64_t at = 0;
   for (; at + WIDTH <= length; at += WIDTH)
-    step(at, [](const float* from) __attribute__((always_inline)) { return load_vector<V>(from); },
-         [](float* to, V from) __attribute__((always_inline)) { store_vector(to, from); });
+    step(
+        at, [](const float* from) __attribute__((always_inline)) { return load_vector<V>(from); },
+        [](float* to, V from) __attribute__((always_inline)) { store_vector(to, from); });
   const size_t rest = (length - at) * sizeof(float);
   if (rest == 0) return;
-  step(at, [rest](const float* from) __attribute__((always_inline)) {
-         V to{};
-         memcpy(&to, from, rest);
-         return to;
-       }, [rest](float* to, V from) __attribute__((always_inline)) { memcpy(to, &from, rest); });
+  step(
+      at,
+      [rest](const float* from) __attribute__((always_inline)) {
+        V to{};
+        memcpy(&to, from, rest);
+        return to;
+      },
+      [rest](float* to, V from) __attribute__((always_inline)) { memcpy(to, &from, rest); });
 }
 
 // `length` columns of a row, from `begin` on.
@@ -74,23 +78,17 @@ void over_blocks(const GLUArrays& arrays, int64_t rows, int64_t columns) {
 
 void glu(const GLUArrays& arrays, int64_t rows, int64_t columns, Activation activation) {
   switch (activation) {
-    case Activation::SILU:
-      return over_blocks<Forward<Activation::SILU>>(arrays, rows, columns);
-    case Activation::GELU:
-      return over_blocks<Forward<Activation::GELU>>(arrays, rows, columns);
-    case Activation::GELU_TANH:
-      return over_blocks<Forward<Activation::GELU_TANH>>(arrays, rows, columns);
+    case Activation::SILU: return over_blocks<Forward<Activation::SILU>>(arrays, rows, columns);
+    case Activation::GELU: return over_blocks<Forward<Activation::GELU>>(arrays, rows, columns);
+    case Activation::GELU_TANH: return over_blocks<Forward<Activation::GELU_TANH>>(arrays, rows, columns);
   }
 }
 
 void glu_backward(const GLUArrays& arrays, int64_t rows, int64_t columns, Activation activation) {
   switch (activation) {
-    case Activation::SILU:
-      return over_blocks<Backward<Activation::SILU>>(arrays, rows, columns);
-    case Activation::GELU:
-      return over_blocks<Backward<Activation::GELU>>(arrays, rows, columns);
-    case Activation::GELU_TANH:
-      return over_blocks<Backward<Activation::GELU_TANH>>(arrays, rows, columns);
+    case Activation::SILU: return over_blocks<Backward<Activation::SILU>>(arrays, rows, columns);
+    case Activation::GELU: return over_blocks<Backward<Activation::GELU>>(arrays, rows, columns);
+    case Activation::GELU_TANH: return over_blocks<Backward<Activation::GELU_TANH>>(arrays, rows, columns);
   }
 }
 

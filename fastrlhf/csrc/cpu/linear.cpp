@@ -51,7 +51,8 @@ inline void put(const ThinLinear& p, int64_t b, int64_t begin, int64_t end, floa
 // Columns [begin, end) of x times a weight [in, out]: a row of the weight at a time, times a number of each of BATCH
 // rows of x.
 template <int BATCH>
-FASTRLHF_INLINE void transposed_tile(const ThinLinear& p, int64_t first, int64_t begin, int count, float* to) {
+FASTRLHF_INLINE void transposed_tile(const ThinLinear& p, int64_t first, int64_t begin, int count,
+                                     float* to) {
   constexpr int VECTORS = SMALL_STEP / LANES;
   f8 sums[BATCH][VECTORS] = {};
   for (int64_t k = 0; k < p.in; ++k) {

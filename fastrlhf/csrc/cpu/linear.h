@@ -12,9 +12,9 @@ constexpr int64_t MAX_THIN_BATCH = 32;
 // of the weight is read from the cache for every so many of them.
 struct ThinLinear {
   const float* x;
-  const float* weight;   // null for an int8 weight
-  const int8_t* codes;   // null for a float32 weight
-  const float* scales;   // of `codes`
+  const float* weight;  // null for an int8 weight
+  const int8_t* codes;  // null for a float32 weight
+  const float* scales;  // of `codes`
   const float* bias;
   float* y;
   int64_t batch, out, in;

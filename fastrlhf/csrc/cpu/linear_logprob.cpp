@@ -25,14 +25,15 @@ inline int thread_id() {
 template <class T>
 struct Plan {
   int64_t panels, panels_in_a_group, groups, chunks, words_in_a_chunk, tile;
-  int64_t turned, straight, logits, moments, hidden, thread_floats;   // of a thread's scratch
-  int64_t sums, statistics, panel_floats, item_floats;                // of an item's
+  int64_t turned, straight, logits, moments, hidden, thread_floats;  // of a thread's scratch
+  int64_t sums, statistics, panel_floats, item_floats;               // of an item's
   int slopes, threads;
 
   Plan(const LinearLogprobHead& head, int wanted_slopes, int wanted_threads)
       : slopes(wanted_slopes), threads(wanted_threads) {
     // A megabyte of hidden states, so that a packed tile pays for itself and few rows still make several groups.
-    const int64_t most = std::max<int64_t>(1, std::min<int64_t>(512, (1 << 18) / std::max<int64_t>(1, head.width)) / T::COLUMNS);
+    const int64_t most = std::max<int64_t>(
+        1, std::min<int64_t>(512, (1 << 18) / std::max<int64_t>(1, head.width)) / T::COLUMNS);
     panels = (head.rows + T::COLUMNS - 1) / T::COLUMNS;
     groups = (panels + most - 1) / most;
     panels_in_a_group = groups ? (panels + groups - 1) / groups : 0;
@@ -216,7 +217,8 @@ FASTRLHF_INLINE void finish_panel(const Job<T>& job, int64_t panel, const float*
 
     const float* const weight = head.weight + head.targets[row] * head.width;
     const double scale = 1 / (sum * head.temperature), slope = cap_slope<float>(head, (float)target);
-    const double of_logprob = other_sum * slope, of_entropy = (other_moment - other_sum * from_centre) / sum * e * slope;
+    const double of_logprob = other_sum * slope,
+                 of_entropy = (other_moment - other_sum * from_centre) / sum * e * slope;
     for (int64_t d = 0; d < head.width; ++d) {
       const int64_t at = row * head.width + d, from = d * T::COLUMNS + lane;
       const double other = factor * sums[from];
@@ -283,7 +285,8 @@ void linear_logprob(const LinearLogprobHead& head, const LinearLogprobOutputs& o
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t at = 0; at < plan.items(); ++at) run(job, at);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t panel = 0; panel < (plan.chunks > 1 ? plan.panels : 0); ++panel) merge_and_finish(job, panel);
+    for (int64_t panel = 0; panel < (plan.chunks > 1 ? plan.panels : 0); ++panel)
+      merge_and_finish(job, panel);
   });
 }
 

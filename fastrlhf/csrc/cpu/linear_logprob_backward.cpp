@@ -99,15 +99,16 @@ template <class T>
 FASTRLHF_INLINE void begin_columns(const Job<T>& job, int64_t group) {
   const int64_t d = group * T::COLUMNS, width = job.head.width;
   float* const to = job.hidden + d * job.padded_rows();
-  pack_straight<T::COLUMNS>(job.head.hidden_states + job.first_row * width + d, width, job.rows, width - d, to);
+  pack_straight<T::COLUMNS>(job.head.hidden_states + job.first_row * width + d, width, job.rows, width - d,
+                            to);
   std::fill(to + job.rows * T::COLUMNS, to + job.padded_rows() * T::COLUMNS, 0.0f);
 }
 
 template <class T>
 FASTRLHF_INLINE void pack_words(const Job<T>& job, int64_t group) {
   const int64_t word = group * T::ROWS, width = job.head.width;
-  pack_turned<T::ROWS>(job.head.weight + (job.words.first + word) * width, width, job.words.count - word, width,
-                       job.turned + word * width);
+  pack_turned<T::ROWS>(job.head.weight + (job.words.first + word) * width, width, job.words.count - word,
+                       width, job.turned + word * width);
 }
 
 template <class T>
@@ -149,7 +150,8 @@ FASTRLHF_INLINE void panel_gradients(const Job<T>& job, int64_t panel) {
                          round_up(words, T::ROWS), width, false);
   finish_logits<T>(job.head, job.words, gradients);
   logits_to_gradients(job, panel, job.words, gradients);
-  stripes_times_panel<T>(job.straight, gradients, job.grad_hidden_of(panel), job.plan.padded_width, words, true);
+  stripes_times_panel<T>(job.straight, gradients, job.grad_hidden_of(panel), job.plan.padded_width, words,
+                         true);
 }
 
 // A block of held logits has few panels: threads share each, first by words, then by columns of the hidden states.
@@ -191,7 +193,8 @@ FASTRLHF_INLINE void word_gradients(const Job<T>& job, int64_t group) {
     typename T::Vector lanes[T::VECTORS] = {};
     for (int64_t panel = 0; panel < job.panels(); ++panel)
       for (int c = 0; c < T::VECTORS; ++c)
-        lanes[c] += load_vector<typename T::Vector>(job.gradients_of(panel) + (word + w) * T::COLUMNS + c * T::LANES);
+        lanes[c] +=
+            load_vector<typename T::Vector>(job.gradients_of(panel) + (word + w) * T::COLUMNS + c * T::LANES);
     double sum = job.adds() ? job.out.grad_bias[first + w] : 0;
     for (int lane = 0; lane < T::COLUMNS; ++lane) sum += lanes[lane / T::LANES][lane % T::LANES];
     job.out.grad_bias[first + w] = (float)sum;

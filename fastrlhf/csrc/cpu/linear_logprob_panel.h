@@ -181,8 +181,7 @@ FASTRLHF_INLINE void logit_gradients(const LinearLogprobHead& head, int64_t coun
       const int lane = c * T::LANES;
       float* at = z + word * T::COLUMNS + lane;
       const V logit = load_vector<V>(at);
-      const V log_p =
-          logit - load_vector<V>(of.logsumexp + lane) - load_vector<V>(of.logsumexp_rest + lane);
+      const V log_p = logit - load_vector<V>(of.logsumexp + lane) - load_vector<V>(of.logsumexp_rest + lane);
       const V p = exponential_flushed<V>(log_p);
       V grad = load_vector<V>(of.grad_logprob + lane);
       if (with_entropy) {

@@ -17,7 +17,8 @@ constexpr int64_t BLOCK = 16 * PIECE;
 template <class T>
 struct Plan {
   int64_t stripes, panels, down_panels, depth, row_blocks;
-  int64_t stripe_floats, down_floats, block_floats;  // of the scratch memory: all stripes, a panel of down, a block
+  int64_t stripe_floats, down_floats,
+      block_floats;  // of the scratch memory: all stripes, a panel of down, a block
 
   Plan(const MatmulJob& job, int threads)
       : stripes((job.rows + T::ROWS - 1) / T::ROWS),

@@ -24,9 +24,9 @@ FASTRLHF_INLINE void normalise_rows(const NormArrays* a, int64_t begin, int64_t 
     }
     float mean = 0;
     if (a->bias) {
-      mean = sum_of(columns, [&](int64_t at, int count) __attribute__((always_inline)) {
-               return load(x + at, count);
-             }) / (float)columns;
+      mean = sum_of(columns, [&](int64_t at, int count)
+                                 __attribute__((always_inline)) { return load(x + at, count); }) /
+             (float)columns;
       a->mean[row] = mean;
     }
     const float squares = sum_of(columns, [&](int64_t at, int count) __attribute__((always_inline)) {

@@ -26,18 +26,18 @@ FASTRLHF_INLINE void backward_rows(const NormBackwardArrays* a, int64_t begin, i
                                    float weight_offset, float* sums) {
   for (int64_t row = begin; row < end; ++row) {
     const float *gradient = a->grad_normed[row], *x = a->summed[row];
-    const float *from_sum = a->grad_summed.first ? a->grad_summed[row] : nullptr;
+    const float* from_sum = a->grad_summed.first ? a->grad_summed[row] : nullptr;
     const float rstd = a->rstd[row], mean = a->mean ? a->mean[row] : 0.0f;
     // The lanes after `count` of h are zero, and so are those of its products.
     const auto h = [&](int64_t at, int count) __attribute__((always_inline)) {
       return load(gradient + at, count) * (load(a->weight + at, count) + weight_offset);
     };
-    const auto normed = [&](int64_t at, int count) __attribute__((always_inline)) {
-      return (load(x + at, count) - mean) * rstd;
-    };
-    const float along = sum_of(columns, [&](int64_t at, int count) __attribute__((always_inline)) {
-                          return h(at, count) * normed(at, count);
-                        }) / (float)columns;
+    const auto normed = [&](int64_t at, int count)
+                            __attribute__((always_inline)) { return (load(x + at, count) - mean) * rstd; };
+    const float along =
+        sum_of(columns, [&](int64_t at, int count)
+                            __attribute__((always_inline)) { return h(at, count) * normed(at, count); }) /
+        (float)columns;
     const float shift = a->mean ? sum_of(columns, h) / (float)columns : 0.0f;
 
     float* grad = a->grad + row * columns;

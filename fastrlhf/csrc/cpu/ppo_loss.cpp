@@ -127,8 +127,7 @@ void ppo_loss(const PPOLossArrays<float>& arrays, int64_t tokens, const PPOLossO
     for (int i = 0; i < SUMS; ++i) total[i] += sums[i];
   }
   for (int stat = 0; stat < STATS; ++stat) arrays.stats[stat] = total[stat];
-  *arrays.loss =
-      ppo_loss_from_sums(total.data(), arrays.denominators[0], arrays.denominators[1], options);
+  *arrays.loss = ppo_loss_from_sums(total.data(), arrays.denominators[0], arrays.denominators[1], options);
 }
 
 }  // namespace fastrlhf

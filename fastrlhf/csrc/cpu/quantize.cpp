@@ -61,8 +61,7 @@ void nf4_block(const float* weight, int64_t count, float maximum, uint8_t* codes
   if (maximum > 0) {
     for (int64_t i = 0; i < count; ++i) of_each[i] = (uint8_t)nf4_code(weight[i] / maximum, thresholds);
   }
-  for (int64_t i = 0; i < NF4_BLOCK / 2; ++i)
-    codes[i] = (uint8_t)(of_each[2 * i] << 4 | of_each[2 * i + 1]);
+  for (int64_t i = 0; i < NF4_BLOCK / 2; ++i) codes[i] = (uint8_t)(of_each[2 * i] << 4 | of_each[2 * i + 1]);
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ namespace {
 template <bool TRANSPOSED>
 FASTRLHF_INLINE void rotate_token(const Heads* heads, const Angles* angles, int64_t token, int64_t width) {
   const int64_t half = angles->rotated / 2;
-  const float *cos = angles->cos + token * angles->cos_stride, *sin = angles->sin + token * angles->sin_stride;
+  const float *cos = angles->cos + token * angles->cos_stride,
+              *sin = angles->sin + token * angles->sin_stride;
   for (int64_t head = 0; head < heads->count; ++head) {
     const float* from = heads->from + token * heads->token_stride + head * heads->head_stride;
     float* to = heads->to + token * heads->to_token_stride + head * heads->to_head_stride;

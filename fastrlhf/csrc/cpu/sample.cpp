@@ -194,9 +194,9 @@ FASTRLHF_INLINE void sample_one(const SampleArguments<float>& a, int64_t row, Sc
     a.logprobs[row] = a.entropy[row] = NAN;
     return;
   }
-  const int64_t token = settings.greedy
-                            ? first_of(logits, logits.largest)
-                            : draw<random_bits>(logits, settings, filter(logits, settings, scratch.weights.get()));
+  const int64_t token =
+      settings.greedy ? first_of(logits, logits.largest)
+                      : draw<random_bits>(logits, settings, filter(logits, settings, scratch.weights.get()));
   a.tokens[row] = token;
   a.logprobs[row] = (float)((double)(logits.plain[token] - logits.plain_largest) - of.log_sum);
   a.entropy[row] = (float)of.entropy;
@@ -209,7 +209,8 @@ void sample_one_portable(const SampleArguments<float>& a, int64_t row, Scratch& 
 }
 
 #ifdef FASTRLHF_HAS_AVX2_VERSION
-FASTRLHF_AVX2_WITHOUT_FMA void sample_one_avx2(const SampleArguments<float>& a, int64_t row, Scratch& scratch) {
+FASTRLHF_AVX2_WITHOUT_FMA void sample_one_avx2(const SampleArguments<float>& a, int64_t row,
+                                               Scratch& scratch) {
   sample_one<random_bits_avx2>(a, row, scratch);
 }
 #endif

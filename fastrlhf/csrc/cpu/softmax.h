@@ -28,12 +28,14 @@ FASTRLHF_INLINE f4 sums_of_lanes(const f8 (&x)[4]) {
   f4 halves[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
-    halves[i] = __builtin_shufflevector(x[i], x[i], 0, 1, 2, 3) + __builtin_shufflevector(x[i], x[i], 4, 5, 6, 7);
+    halves[i] =
+        __builtin_shufflevector(x[i], x[i], 0, 1, 2, 3) + __builtin_shufflevector(x[i], x[i], 4, 5, 6, 7);
   const f4 first = __builtin_shufflevector(halves[0], halves[1], 0, 4, 1, 5) +
                    __builtin_shufflevector(halves[0], halves[1], 2, 6, 3, 7);
   const f4 second = __builtin_shufflevector(halves[2], halves[3], 0, 4, 1, 5) +
                     __builtin_shufflevector(halves[2], halves[3], 2, 6, 3, 7);
-  return __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
+  return __builtin_shufflevector(first, second, 0, 1, 4, 5) +
+         __builtin_shufflevector(first, second, 2, 3, 6, 7);
 #endif
 #endif
   return f4{sum_of_lanes(x[0]), sum_of_lanes(x[1]), sum_of_lanes(x[2]), sum_of_lanes(x[3])};

@@ -55,8 +55,8 @@ __device__ __forceinline__ void store_four(T* to, const Four<T>& from, int count
 
 // The `block`-th block of ADAMW_THREADS of a chunk. aligned: `adamw_aligned` of the arrays.
 template <class G>
-__device__ __forceinline__ void adamw_block(const AdamWArrays<G>& a, int64_t size, const AdamWNumbers& numbers,
-                                            bool aligned, int64_t block) {
+__device__ __forceinline__ void adamw_block(const AdamWArrays<G>& a, int64_t size,
+                                            const AdamWNumbers& numbers, bool aligned, int64_t block) {
   const int64_t at = (block * ADAMW_THREADS + threadIdx.x) * ADAMW_PER_THREAD;
   if (at >= size) return;
   const AdamWStep step = adamw_step(a, numbers);

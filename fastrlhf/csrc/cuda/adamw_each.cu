@@ -20,8 +20,9 @@ int launch(const std::vector<AdamWTensor>& tensors, const std::vector<int64_t>& 
 
 }  // namespace
 
-int launch_adamw_each(bool bfloat16, const std::vector<AdamWTensor>& tensors, const std::vector<int64_t>& sizes,
-                      uintptr_t grad_norm, const AdamWNumbers& numbers, uintptr_t stream) {
+int launch_adamw_each(bool bfloat16, const std::vector<AdamWTensor>& tensors,
+                      const std::vector<int64_t>& sizes, uintptr_t grad_norm, const AdamWNumbers& numbers,
+                      uintptr_t stream) {
   return (bfloat16 ? launch<__nv_bfloat16> : launch<float>)(tensors, sizes, grad_norm, numbers,
                                                             (cudaStream_t)stream);
 }

@@ -41,8 +41,14 @@ __global__ void __launch_bounds__(ADAMW_THREADS)
   for (int step = ADAMW_TENSORS / 2; step > 0; step /= 2) {
     if (t + step < table.count && table.first_block[t + step] <= block) t += step;
   }
-  const AdamWArrays<G> arrays{table.parameters[t],    table.gradients[t], table.exp_avg[t], table.exp_avg_sq[t],
-                              table.bfloat16_copy[t], nullptr,            nullptr,          nullptr,
+  const AdamWArrays<G> arrays{table.parameters[t],
+                              table.gradients[t],
+                              table.exp_avg[t],
+                              table.exp_avg_sq[t],
+                              table.bfloat16_copy[t],
+                              nullptr,
+                              nullptr,
+                              nullptr,
                               table.grad_norm};
   adamw_block(arrays, table.size[t], numbers, table.aligned[t], block - table.first_block[t]);
 }

@@ -27,7 +27,8 @@ struct AdamWTable {
 };
 
 // Returns a cudaError_t. `bfloat16` says which dtype the gradients are of.
-int launch_adamw_each(bool bfloat16, const std::vector<AdamWTensor>& tensors, const std::vector<int64_t>& sizes,
-                      uintptr_t grad_norm, const AdamWNumbers& numbers, uintptr_t stream);
+int launch_adamw_each(bool bfloat16, const std::vector<AdamWTensor>& tensors,
+                      const std::vector<int64_t>& sizes, uintptr_t grad_norm, const AdamWNumbers& numbers,
+                      uintptr_t stream);
 
 }  // namespace fastrlhf

@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(DECODE_THREADS)
     for (int v = 0; v < VECTORS; ++v) {
       const int column = (v * LANES + lane) * COUNT;
       const bool there = head < members && column < p.width;
-      const Pack<T> pack =
-          load_pack(p.query + (row * p.heads + first_head + head) * p.width + column, there);
+      const Pack<T> pack = load_pack(p.query + (row * p.heads + first_head + head) * p.width + column, there);
       FASTRLHF_UNROLL
       for (int i = 0; i < COUNT; ++i) query[head][v * COUNT + i] = p.scale * to_float(pack.x[i]);
     }
@@ -151,7 +150,8 @@ __global__ void __launch_bounds__(DECODE_THREADS)
   // the whole warp goes round together: its lanes exchange what they have of a score
   for (int base = begin; base < end; base += TEAMS * UNROLL) {
     Pack<T> keys[UNROLL][VECTORS], values[UNROLL][VECTORS];
-    float penalty[UNROLL];  // added to the score: minus infinity past the end, NaN for an entry that is no block
+    float penalty
+        [UNROLL];  // added to the score: minus infinity past the end, NaN for an entry that is no block
     FASTRLHF_UNROLL
     for (int u = 0; u < UNROLL; ++u) {
       const unsigned position = base + u * TEAMS + team;
@@ -176,8 +176,7 @@ __global__ void __launch_bounds__(DECODE_THREADS)
       for (int u = 0; u < UNROLL; ++u) {
         float score = 0;
         FASTRLHF_UNROLL
-        for (int i = 0; i < COLUMNS; ++i)
-          score += query[head][i] * to_float(keys[u][i / COUNT].x[i % COUNT]);
+        for (int i = 0; i < COLUMNS; ++i) score += query[head][i] * to_float(keys[u][i / COUNT].x[i % COUNT]);
         FASTRLHF_UNROLL
         for (int distance = LANES / 2; distance > 0; distance /= 2)
           score += __shfl_xor_sync(FULL_WARP, score, distance);

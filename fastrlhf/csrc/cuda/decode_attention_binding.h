@@ -19,11 +19,10 @@ inline void bind_decode_attention(pybind11::module_& module) {
                const cudaStream_t stream = (cudaStream_t)stream_address;
                float *sums = (float*)outputs[1], *parts = (float*)outputs[2];
                pybind11::gil_scoped_release release;
-               return bfloat16
-                          ? launch_decode_attention(decode_problem<__nv_bfloat16>(call), splits,
-                                                    (__nv_bfloat16*)outputs[0], sums, parts, stream)
-                          : launch_decode_attention(decode_problem<float>(call), splits, (float*)outputs[0],
-                                                    sums, parts, stream);
+               return bfloat16 ? launch_decode_attention(decode_problem<__nv_bfloat16>(call), splits,
+                                                         (__nv_bfloat16*)outputs[0], sums, parts, stream)
+                               : launch_decode_attention(decode_problem<float>(call), splits,
+                                                         (float*)outputs[0], sums, parts, stream);
              });
 }
 

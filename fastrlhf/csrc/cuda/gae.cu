@@ -14,7 +14,8 @@ int launch(const std::array<uintptr_t, 7>& a, uintptr_t scratch, int64_t rows, i
         (double*)scratch, rows, columns, gamma, gamma_lam);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
-  moments_finish<MOMENTS_THREADS><<<1, MOMENTS_THREADS, 0, stream>>>((const double*)scratch, (double*)a[6], rows);
+  moments_finish<MOMENTS_THREADS>
+      <<<1, MOMENTS_THREADS, 0, stream>>>((const double*)scratch, (double*)a[6], rows);
   return cudaGetLastError();
 }
 

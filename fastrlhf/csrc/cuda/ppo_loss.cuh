@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(PPO_LOSS_THREADS)
       const float weight = a.weights ? to_float(a.weights[at]) : 1.0f;
       const float token_weight = a.token_weights ? to_float(a.token_weights[at]) : 1.0f;
       const float share = token_weight * factors.per_token;
-      const PolicyTerms<float> policy = policy_terms(logprob, to_float(a.old_logprobs[at]),
-                                                     to_float(a.advantages[at]), weight, options);
+      const PolicyTerms<float> policy =
+          policy_terms(logprob, to_float(a.old_logprobs[at]), to_float(a.advantages[at]), weight, options);
       float objective = policy.loss, slope = policy.slope;
       sums[POLICY_LOSS] += policy.loss;
       sums[APPROX_KL] += policy.approx_kl;
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(PPO_LOSS_THREADS)
     if (keep_value) {
       sums[VALUE_TOKENS] += 1;
       if (a.values) {
-        const ValueTerms<float> value = value_terms(to_float(a.values[at]), to_float(a.old_values[at]),
-                                                    to_float(a.returns[at]), options);
+        const ValueTerms<float> value =
+            value_terms(to_float(a.values[at]), to_float(a.old_values[at]), to_float(a.returns[at]), options);
         grad_value = factors.per_value * value.slope;
         sums[VALUE_LOSS] += value.loss;
         sums[VALUE_CLIPPED] += value.clipped;

@@ -6,7 +6,8 @@ namespace fastrlhf {
 namespace {
 
 template <class T>
-int quantize(bool nf4, const std::array<uintptr_t, 4>& a, int64_t rows, int64_t columns, cudaStream_t stream) {
+int quantize(bool nf4, const std::array<uintptr_t, 4>& a, int64_t rows, int64_t columns,
+             cudaStream_t stream) {
   const int64_t blocks = (columns + CUDA_NF4_BLOCK - 1) / CUDA_NF4_BLOCK;
   if (nf4 && rows * blocks > 0) {
     quantize_nf4_kernel<T><<<quantize_blocks(rows * blocks, QUANTIZE_WARPS), QUANTIZE_THREADS, 0, stream>>>(

@@ -61,7 +61,7 @@ __device__ __forceinline__ float radix_threshold(RadixSearch<THREADS>& search, i
   constexpr int WARPS = THREADS / WARP, DIGITS = RADIX / THREADS;  // digits a thread adds up
   static_assert(THREADS <= RADIX);
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  uint64_t above = 0;     // what the tokens above the digits found so far weigh
+  uint64_t above = 0;      // what the tokens above the digits found so far weigh
   uint32_t rank_bits = 0;  // the digits found so far
   for (int pass = 0; pass < RADIX_PASSES; ++pass) {
     const int shift = pass < RADIX_PASSES - 1 ? 32 - RADIX_BITS * (pass + 1) : 0;

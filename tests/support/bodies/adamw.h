@@ -13,10 +13,10 @@ static void run_adamw(const std::array<uintptr_t, fastrlhf::ADAMW_ARRAYS>& addre
 }
 
 inline void bind_adamw_body(pybind11::module_& module) {
-  module.def("adamw", [](bool bfloat16, const std::array<uintptr_t, fastrlhf::ADAMW_ARRAYS>& addresses,
-                         int64_t size, const std::array<double, fastrlhf::ADAMW_NUMBERS>& numbers,
-                         bool reversed) {
-    (bfloat16 ? run_adamw<__nv_bfloat16> : run_adamw<float>)(addresses, size,
-                                                             fastrlhf::adamw_numbers(numbers), reversed);
-  });
+  module.def(
+      "adamw", [](bool bfloat16, const std::array<uintptr_t, fastrlhf::ADAMW_ARRAYS>& addresses, int64_t size,
+                  const std::array<double, fastrlhf::ADAMW_NUMBERS>& numbers, bool reversed) {
+        (bfloat16 ? run_adamw<__nv_bfloat16> : run_adamw<float>)(addresses, size,
+                                                                 fastrlhf::adamw_numbers(numbers), reversed);
+      });
 }

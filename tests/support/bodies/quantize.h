@@ -38,8 +38,9 @@ static void run_dequantize(bool nf4, const std::array<uintptr_t, 7>& a, int64_t 
 inline void bind_quantize_body(pybind11::module_& module) {
   module.def("quantize", [](int type, bool nf4, const std::array<uintptr_t, 4>& addresses, int64_t rows,
                             int64_t columns, bool reversed) {
-    const auto run =
-        type == 0 ? run_quantize<float> : type == 1 ? run_quantize<__nv_bfloat16> : run_quantize<__half>;
+    const auto run = type == 0   ? run_quantize<float>
+                     : type == 1 ? run_quantize<__nv_bfloat16>
+                                 : run_quantize<__half>;
     run(nf4, addresses, rows, columns, reversed);
   });
   module.def("dequantize", [](int type, bool nf4, const std::array<uintptr_t, 7>& addresses, int64_t rows,
