@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -51,12 +50,6 @@ def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Modul
     freeze_below(model, trainable_layers)
     if value_model is not None and has_backbone(value_model):
         freeze_below(value_model, trainable_layers)
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy for a reference; what does not train in `model` is not copied, but shared."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared)
 
 
 class HasRoles(HasOurAdamW):

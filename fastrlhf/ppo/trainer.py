@@ -28,12 +28,13 @@ from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.experience import Experience
 from fastrlhf.ppo.metrics import step_metrics
 from fastrlhf.ppo.rewards import KLController, RewardError, RewardFunction, Scorer
-from fastrlhf.ppo.roles import HasRoles, frozen_copy, prepare_policy
+from fastrlhf.ppo.roles import HasRoles, prepare_policy
 from fastrlhf.ppo.rollout import Rollout, finish_responses
 from fastrlhf.ppo.stats import UpdateStats
 from fastrlhf.trainers.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
 from fastrlhf.trainers.guard import TrainingStopped, UpdateGuard
 from fastrlhf.trainers.interrupt import Interrupts
+from fastrlhf.trainers.models import frozen_copy
 from fastrlhf.trainers.randomness import random_states, set_random_states
 
 

@@ -203,6 +203,7 @@ MEANT = {
     "parallelism_config": object(),
     "label_smoothing_factor": 0.1,
     "auto_find_batch_size": True,
+    "activation_offloading": True,
 }
 
 
