@@ -7,8 +7,12 @@ import importlib
 from fastrlhf.version import __version__
 
 __all__ = [
+    "DPOConfig",
+    "DPOTrainer",
     "PPOConfig",
     "PPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
     "__version__",
@@ -18,8 +22,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DPOConfig": "fastrlhf.dpo",
+    "DPOTrainer": "fastrlhf.dpo",
     "PPOConfig": "fastrlhf.ppo",
     "PPOTrainer": "fastrlhf.ppo",
+    "RewardConfig": "fastrlhf.reward",
+    "RewardTrainer": "fastrlhf.reward",
     "SFTConfig": "fastrlhf.sft",
     "SFTTrainer": "fastrlhf.sft",
     "accelerate": "fastrlhf.models.accelerate",

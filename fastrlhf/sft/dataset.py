@@ -8,7 +8,15 @@ from typing import Any
 from datasets import Dataset
 
 from fastrlhf.data.packing import pack
-from fastrlhf.data.rows import MESSAGES, PREFERENCE, PROMPT, PROMPT_COMPLETION, TEXT, TOKENS
+from fastrlhf.data.rows import (
+    MESSAGES,
+    PREFERENCE,
+    PREFERENCE_TOKENS,
+    PROMPT,
+    PROMPT_COMPLETION,
+    TEXT,
+    TOKENS,
+)
 from fastrlhf.data.tokenize import (
     IGNORED,
     masked_labels,
@@ -30,7 +38,7 @@ def kind_of_dataset(dataset: Dataset, args: SFTConfig, name: str) -> str:
         DataError: one that has nothing to imitate, or none that is known.
     """
     kind = kind_of_columns(dataset, name, args.dataset_text_field)
-    if kind in (PREFERENCE, PROMPT):
+    if kind in (PREFERENCE, PREFERENCE_TOKENS, PROMPT):
         raise DataError(
             f"{name} has rows of the kind {kind}, expected texts, messages, or prompts with completions"
         )

@@ -16,7 +16,7 @@ from fastrlhf.models.heads import check_language_model_head, language_model_head
 from fastrlhf.sft.config import SFTConfig
 from fastrlhf.sft.dataset import check_labels, kind_of_dataset, prepare
 from fastrlhf.trainers.base import BaseTrainer
-from fastrlhf.trainers.config import as_config
+from fastrlhf.trainers.config import as_config, check_arguments
 from fastrlhf.trainers.dataset import as_dataset, each_dataset
 from fastrlhf.trainers.forward import batch_states, states_at_places
 from fastrlhf.trainers.loading import load_model, load_tokenizer, set_chat_template, set_special_tokens
@@ -81,12 +81,7 @@ class SFTTrainer(BaseTrainer):
         peft_config: Any = None,
         formatting_func: Callable[[dict], str] | None = None,
     ):
-        given = locals()
-        for name, why in _REFUSED.items():
-            if given[name] is not None:
-                raise ValueError(f"{name} {why}")
-        if train_dataset is None:
-            raise ValueError("train_dataset is None: there is nothing to learn from")
+        check_arguments(locals(), _REFUSED)
         args = as_config(SFTConfig, args, model, "SFT")
         set_seed(args.seed)  # adapters start at random
         model = load_model(model, args)

@@ -153,6 +153,20 @@ def refuse(args: TrainingArguments, refused: Mapping[str, tuple[tuple[Any, ...],
             raise ValueError(f"{name} is {value!r}, which {why}")
 
 
+def check_arguments(given: Mapping[str, Any], refused: Mapping[str, str]) -> None:
+    """Raise ValueError where an argument of a trainer is given that is refused, or there is no dataset to train on.
+
+    Args:
+        given: the trainer's arguments.
+        refused: why, by the argument's name.
+    """
+    for name, why in refused.items():
+        if given[name] is not None:
+            raise ValueError(f"{name} {why}")
+    if given["train_dataset"] is None:
+        raise ValueError("train_dataset is None: there is nothing to learn from")
+
+
 def check_at_least(args: TrainingArguments, at_least: Mapping[str, float]) -> None:
     """Raise ValueError where a field that is set lies below its lowest value."""
     for name, low in at_least.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Sequence, Value
 
 from fastrlhf.data.rows import Fault, fault_of, kind_of
 from fastrlhf.data.validate import BadRows, DataError
@@ -80,7 +80,7 @@ def mapped(
 
     Args:
         function: raises ValueError for a row that cannot be used.
-        empty: what stands for such a row until it is left out.
+        empty: what stands for such a row until it is left out: lists for columns of tokens, else floats.
         args: `dataset_num_proc` processes do it, and `on_bad_rows` says what becomes of such rows.
 
     Raises:
@@ -93,8 +93,14 @@ def mapped(
         except ValueError as error:
             return empty | {FAULT: str(error)}
 
+    kinds = {
+        name: Sequence(Value("int64")) if value == [] else Value("float64") for name, value in empty.items()
+    }
     rows = dataset.map(
         made,
+        features=Features(
+            kinds | {FAULT: Value("string")}
+        ),  # a first batch of empty lists says nothing of the next
         num_proc=args.dataset_num_proc,
         remove_columns=dataset.column_names,
         desc=f"Tokenizing {name}",

@@ -36,7 +36,7 @@ def prepare_model(model: nn.Module, args: Any, peft_config: Any) -> nn.Module:
     return model
 
 
-def is_unpadded(model: nn.Module, args: Any, needed: bool) -> bool:
+def is_unpadded(model: nn.Module, args: Any, needed: bool = False) -> bool:
     """Whether batches are without padding: where that is needed, else where `args` says, else where the attention is
     ours."""
     return needed or (is_accelerated(model) if args.unpadded is None else args.unpadded)
