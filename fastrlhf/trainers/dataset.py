@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 
 from fastrlhf.data.rows import Fault, fault_of, kind_of
+from fastrlhf.data.table import table_of
 from fastrlhf.data.validate import BadRows, DataError
 
 FAULT = "fault"
@@ -17,14 +18,17 @@ def as_dataset(rows: Any, name: str) -> Dataset:
     """A dataset of what was passed as the argument `name`: a `Dataset`, or a list of rows.
 
     Raises:
-        TypeError, DataError: neither, or there is no row.
+        TypeError, DataError: neither, a row without fields, or there is no row.
     """
     if isinstance(rows, IterableDataset):
         raise TypeError(
             f"{name} is an IterableDataset, which is not supported: pass a Dataset, or rows in a list"
         )
     if isinstance(rows, (list, tuple)):
-        rows = Dataset.from_list(list(rows)) if rows else Dataset.from_dict({})
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"row {number} of {name} is a {type(row).__name__}, expected named fields")
+        rows = table_of(rows)
     if not isinstance(rows, Dataset):
         raise TypeError(f"{name} is a {type(rows).__name__}, expected a datasets.Dataset or a list of rows")
     if len(rows) == 0:
@@ -98,9 +102,8 @@ def mapped(
     }
     rows = dataset.map(
         made,
-        features=Features(
-            kinds | {FAULT: Value("string")}
-        ),  # a first batch of empty lists says nothing of the next
+        # a first thousand of empty lists would not say what the next lists hold
+        features=Features(kinds | {FAULT: Value("string")}),
         num_proc=args.dataset_num_proc,
         remove_columns=dataset.column_names,
         desc=f"Tokenizing {name}",

@@ -117,6 +117,18 @@ def test_a_new_adapters_reference_is_the_model_without_it(tmp_path):
     close(trainer, precomputed)
 
 
+def test_the_reference_has_no_dropout_where_the_policy_has(tmp_path):
+    lora = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    trainer = dpo_trainer(
+        tmp_path, model=tiny_gpt2(), peft_config=lora, disable_dropout=False, precompute_ref_log_probs=True
+    )
+    without = dpo_trainer(tmp_path, model=tiny_gpt2(), precompute_ref_log_probs=True)
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        torch.testing.assert_close(
+            list(trainer.train_dataset[name]), list(without.train_dataset[name]), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_an_old_adapters_reference_is_a_copy_of_it_on_the_same_base(tmp_path):
     model = get_peft_model(tiny_llama(), LoraConfig(**LORA, init_lora_weights=False))
     trainer = dpo_trainer(tmp_path / "copy", model=copy.deepcopy(model), max_steps=3)

@@ -24,6 +24,7 @@ OF_BOTH = [
     ({"train_dataset": []}, DataError, "train_dataset has no row"),
     ({"train_dataset": "rows.jsonl"}, TypeError, "train_dataset is a str, expected a datasets.Dataset"),
     ({"train_dataset": iterable}, TypeError, "train_dataset is an IterableDataset, which is not supported"),
+    ({"train_dataset": [ANSWERS, "t1"]}, TypeError, "row 1 of train_dataset is a str, expected named fields"),
     ({"train_dataset": [{"question": "?"}]}, DataError, "train_dataset: a row has the fields question"),
     ({"train_dataset": [{"text": "t1"}]}, DataError, "rows of the kind text, expected preferences"),
     (
@@ -32,7 +33,7 @@ OF_BOTH = [
         "row 1 of train_dataset, field 'rejected': is the same as 'chosen'",
     ),
     (
-        {"train_dataset": [ANSWERS | {"margin": None}, ANSWERS | {"margin": 1.0}]},
+        {"train_dataset": [ANSWERS, ANSWERS | {"margin": 1.0}]},
         DataError,
         "row 0 of train_dataset: the field 'margin' is missing, which other rows have",
     ),
