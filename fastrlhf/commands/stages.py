@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fastrlhf.commands.dpo import DPO
+from fastrlhf.commands.reward import REWARD
 from fastrlhf.commands.sft import SFT
 from fastrlhf.commands.stage import Stage
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT,)}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, REWARD, DPO)}

@@ -12,7 +12,16 @@ from fastrlhf.data.tokenize import IGNORED
 
 Batch = dict[str, torch.Tensor | int]
 # What a padded batch has beside the inputs of a model's own forward.
-NOT_FOR_THE_MODEL = ("labels", "places", "targets", "num_tokens")
+NOT_FOR_THE_MODEL = (
+    "labels",
+    "places",
+    "targets",
+    "num_tokens",
+    "counts",
+    "margin",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+)
 
 
 class TokenCollator:

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from fastrlhf.data.rows import Fault, kind_of
+from fastrlhf.data.table import table_of
 from fastrlhf.data.validate import DataError, Row, good_rows
 
 ROWS_AT_ONCE = 1024
@@ -45,7 +46,7 @@ def load_file(
     rows = _rows_of(path, split)
     if kind is None:
         rows, kind = _with_kind(rows, path, text_field)
-    return Dataset.from_list(list(good_rows(rows, kind, str(path), on_bad_rows, text_field)))
+    return table_of(list(good_rows(rows, kind, str(path), on_bad_rows, text_field)))
 
 
 def _rows_of(path: Path, split: str) -> Iterator[Row]:

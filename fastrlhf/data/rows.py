@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-TEXT, MESSAGES, PROMPT_COMPLETION, PREFERENCE, PROMPT, TOKENS = (
+TEXT, MESSAGES, PROMPT_COMPLETION, PREFERENCE, PREFERENCE_TOKENS, PROMPT, TOKENS = (
     "text",
     "messages",
     "prompt-completion",
     "preference",
+    "preference-tokens",
     "prompt",
     "tokens",
 )
-KINDS = (TEXT, MESSAGES, PROMPT_COMPLETION, PREFERENCE, PROMPT, TOKENS)
+KINDS = (TEXT, MESSAGES, PROMPT_COMPLETION, PREFERENCE, PREFERENCE_TOKENS, PROMPT, TOKENS)
 
 
 class Fault(NamedTuple):
@@ -28,7 +30,9 @@ def kind_of(row: Mapping[str, Any], text_field: str = "text") -> str:
 
     - tokens: `input_ids`, and perhaps `labels`;
     - preference: `chosen` and `rejected`, texts or conversations, and perhaps `prompt`, which is otherwise what the
-      two begin with;
+      two begin with, and `margin`, a number: by how much one is better;
+    - preference-tokens: `chosen_ids` and `rejected_ids`, and perhaps `prompt_ids`, which come before both, and
+      `margin`;
     - prompt-completion: `prompt` and `completion`, texts or conversations;
     - messages: `messages`, or `conversations` (`from` and `value` in place of `role` and `content`);
     - text: `text_field`;
@@ -39,6 +43,8 @@ def kind_of(row: Mapping[str, Any], text_field: str = "text") -> str:
     """
     if "input_ids" in row:
         return TOKENS
+    if "chosen_ids" in row or "rejected_ids" in row:
+        return PREFERENCE_TOKENS
     if "chosen" in row or "rejected" in row:
         return PREFERENCE
     if "completion" in row:
@@ -51,7 +57,7 @@ def kind_of(row: Mapping[str, Any], text_field: str = "text") -> str:
         return PROMPT
     raise ValueError(
         f"a row has the fields {', '.join(row) or '(none)'}; expected {text_field!r}, 'messages', 'prompt' (with "
-        "'completion', or with 'chosen' and 'rejected'), or 'input_ids'"
+        "'completion', or with 'chosen' and 'rejected'), 'input_ids', or 'chosen_ids' and 'rejected_ids'"
     )
 
 
@@ -146,18 +152,45 @@ def _preference(row: Mapping[str, Any], _: str) -> Fault | None:
             return fault
     if fault := _same_form(row, *prompt, "chosen", "rejected"):
         return fault
-    return Fault("rejected", "is the same as 'chosen'") if row["chosen"] == row["rejected"] else None
+    return _same_fault(row, "chosen", "rejected") or _margin_fault(row)
+
+
+def _preference_tokens(row: Mapping[str, Any], _: str) -> Fault | None:
+    if row.get("prompt_ids") and (fault := _numbers_fault(row, "prompt_ids")):
+        return fault
+    for field in ("chosen_ids", "rejected_ids"):
+        if fault := _numbers_fault(row, field):
+            return fault
+    return _same_fault(row, "chosen_ids", "rejected_ids") or _margin_fault(row)
+
+
+def _same_fault(row: Mapping[str, Any], one: str, other: str) -> Fault | None:
+    return Fault(other, f"is the same as {one!r}") if row[one] == row[other] else None
+
+
+def _margin_fault(row: Mapping[str, Any]) -> Fault | None:
+    margin = row.get("margin")
+    if margin is None or (isinstance(margin, (int, float)) and math.isfinite(margin)):
+        return None
+    return Fault("margin", f"is {_described(margin)}, expected a number")
+
+
+def _numbers_fault(row: Mapping[str, Any], field: str) -> Fault | None:
+    if field not in row:
+        return Fault(field, "is missing")
+    value = row[field]
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        return Fault(field, f"is {_described(value)}, expected a list of whole numbers")
+    return None if value else Fault(field, "is empty")
 
 
 def _tokens(row: Mapping[str, Any], _: str) -> Fault | None:
     for field in ("input_ids", "labels", "completion_mask", "assistant_masks"):
         if field not in row:
             continue
+        if fault := _numbers_fault(row, field):
+            return fault
         value = row[field]
-        if not isinstance(value, list) or not all(type(number) is int for number in value):
-            return Fault(field, f"is {_described(value)}, expected a list of whole numbers")
-        if not value:
-            return Fault(field, "is empty")
         if len(value) != len(row["input_ids"]):
             return Fault(field, f"has {len(value)} entries and 'input_ids' {len(row['input_ids'])}")
     return None
@@ -168,6 +201,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], Fault | None]] = {
     MESSAGES: _messages,
     PROMPT_COMPLETION: _prompt_completion,
     PREFERENCE: _preference,
+    PREFERENCE_TOKENS: _preference_tokens,
     PROMPT: lambda row, _: _either_fault(row, "prompt"),
     TOKENS: _tokens,
 }

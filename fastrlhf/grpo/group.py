@@ -38,7 +38,7 @@ from fastrlhf.models.backbone import base_model, context_length, is_peft
 from fastrlhf.ppo.arguments import check_policy
 from fastrlhf.ppo.experience import Evaluation, off_policy_correction
 from fastrlhf.ppo.online import Needs, OnlineTrainer
-from fastrlhf.ppo.roles import frozen_copy, mix_reference, prepare_policy
+from fastrlhf.ppo.roles import mix_reference, prepare_policy, reference_copy
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.trainers.config import take_back_bfloat16
 
@@ -82,7 +82,7 @@ class GroupTrainer(EvaluatesGroups, OnlineTrainer):
         if not args.disable_dropout:
             check_dropout(model)
         # an adapter that was there before is part of what the reference is
-        ref_model = frozen_copy(model, args) if had_adapter and args.beta else None
+        ref_model = reference_copy(model, args) if had_adapter and args.beta else None
         check_reference(args, model, ref_model)
         vocab_size = base_model(model).config.get_text_config().vocab_size
         self.pad_token_id = ensure_pad_token(tokenizer, vocab_size)

@@ -19,6 +19,7 @@ from fastrlhf.kernels.linear_logprob_with_reference import (
     linear_logprob_with_reference,
 )
 from fastrlhf.kernels.linear_ppo_loss import linear_ppo_loss
+from fastrlhf.kernels.linear_preference import LinearPreference, PreferenceStat, linear_preference
 from fastrlhf.kernels.lora_linear import lora_linear
 from fastrlhf.kernels.masked import masked_mean, masked_moments, whiten
 from fastrlhf.kernels.norm import AddedNorm, layer_norm, rms_norm
@@ -37,7 +38,9 @@ __all__ = [
     "LinearCrossEntropy",
     "LinearLogprob",
     "LinearLogprobWithReference",
+    "LinearPreference",
     "PPOLoss",
+    "PreferenceStat",
     "QuantizedWeight",
     "Rope",
     "Sample",
@@ -62,6 +65,7 @@ __all__ = [
     "linear_logprob",
     "linear_logprob_with_reference",
     "linear_ppo_loss",
+    "linear_preference",
     "lora_linear",
     "masked_mean",
     "masked_moments",

@@ -27,7 +27,7 @@ from fastrlhf.ppo import loop, state
 from fastrlhf.ppo.batches import minibatch_order, numbered_batches
 from fastrlhf.ppo.experience import Evaluation, Experience
 from fastrlhf.ppo.rewards import RewardError
-from fastrlhf.ppo.roles import HasRoles, frozen_copy
+from fastrlhf.ppo.roles import HasRoles, reference_copy
 from fastrlhf.ppo.rollout import Rollout
 from fastrlhf.ppo.sampling import Samples
 from fastrlhf.trainers.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
@@ -132,7 +132,7 @@ class OnlineTrainer(Samples, HasRoles, Trainer):
         args = self.args
         self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
         if self.needs.ref_logprobs and ref_model is None and not is_peft(model):
-            self.ref_model = frozen_copy(model, args)
+            self.ref_model = reference_copy(model, args)
         self.model = ActorCritic(
             model, value_model, detach_value=detach_value, packing=args.packing, entropy_grad=entropy_grad
         )

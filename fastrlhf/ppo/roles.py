@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,7 +23,7 @@ from fastrlhf.models.frozen import freeze_below, frozen_depth, share_bottom, spl
 from fastrlhf.ppo.config import PPOConfig
 from fastrlhf.ppo.frozen_states import FrozenStates
 from fastrlhf.ppo.reference_states import ReferenceStates, stands_on
-from fastrlhf.trainers.models import accelerate_models, with_adapter
+from fastrlhf.trainers.models import accelerate_models, frozen_copy, with_adapter
 from fastrlhf.trainers.optimizer import HasOurAdamW
 
 
@@ -55,12 +54,9 @@ def freeze_bottom(trainable_layers: int, model: nn.Module, value_model: nn.Modul
         freeze_below(value_model, trainable_layers)
 
 
-def frozen_copy(model: nn.Module, args: Any) -> nn.Module:
-    """A copy for a reference, on the device where nothing is to leave it; what does not train in `model` is not copied,
-    but shared."""
-    model = model if args.device_memory else model.to(args.device)
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared)
+def reference_copy(model: nn.Module, args: Any) -> nn.Module:
+    """A copy for a reference, on the device where nothing is to leave it."""
+    return frozen_copy(model if args.device_memory else model.to(args.device))
 
 
 @torch.no_grad()

@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainingArguments
-
 from fastrlhf.data.packing import STRATEGIES
-from fastrlhf.trainers.config import TrainerConfig, check_at_least, check_one_of, option, refuse
-
-_REFUSED = {
-    "activation_offloading": (
-        (False,),
-        "is not supported: gradient_checkpointing=True saves the same memory",
-    ),
-}
+from fastrlhf.trainers.config import TrainerConfig, check_one_of, option
 
 
 @dataclass
@@ -30,15 +21,11 @@ class SFTConfig(TrainerConfig):
             value and the mend.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "dataset_kwargs"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [*TrainerConfig._VALID_DICT_FIELDS, "dataset_kwargs"]  # noqa: RUF012
 
     learning_rate: float = option(2e-5, "The initial learning rate of the optimizer.")
 
     # The model
-    model_init_kwargs: dict[str, Any] | str | None = option(
-        None, "For AutoModelForCausalLM.from_pretrained, where the model is a name or path."
-    )
-    trust_remote_code: bool = option(False, "Run code that comes with a model or tokenizer.")
     router_aux_loss_coef: float | None = option(
         None, "Only 0.0, which a mixture of experts needs: its auxiliary loss is not supported."
     )
@@ -49,7 +36,6 @@ class SFTConfig(TrainerConfig):
     dataset_kwargs: dict[str, Any] | str | None = option(
         None, "{'skip_prepare_dataset': True} takes rows as they are: tokens, cut and perhaps labelled."
     )
-    dataset_num_proc: int | None = option(None, "Processes that tokenise.")
     eos_token: str | None = option(None, "The token that ends a text or turn; the tokenizer's if None.")
     max_length: int | None = option(
         1024, "Longest sequence, in tokens, and length of a packed row; None: any."
@@ -65,9 +51,6 @@ class SFTConfig(TrainerConfig):
     padding_free: bool = option(
         False, "Compute without padding whatever the attention is; where it is ours, that is done anyhow."
     )
-    pad_to_multiple_of: int | str | None = option(
-        "auto", "The tokens of a batch's rows are filled up to a multiple of it; 'auto': they are not."
-    )
     eval_packing: bool | None = option(None, "Pack the evaluation's rows; None: as packing.")
 
     # Training
@@ -76,16 +59,9 @@ class SFTConfig(TrainerConfig):
     )
     assistant_only_loss: bool = option(False, "Only what the assistant says counts in the loss.")
     loss_type: str = option("nll", "'nll', or 'dft' (each token weighed by its own probability).")
-    activation_offloading: bool = option(False, "Not supported.")
-    pad_token: str | None = option(None, "The token that fills padding; the tokenizer's if None.")
 
     def __post_init__(self):
-        refuse(self, _REFUSED)
         super().__post_init__()
-        if isinstance(self.pad_to_multiple_of, str):  # as a command line gives it
-            words = {"auto": None, "none": None, "null": None}
-            text = self.pad_to_multiple_of.lower()
-            self.pad_to_multiple_of = words[text] if text in words else int(text)
         names = {"chunked_nll": "nll", "bfd-requeue": "bfd_split"}  # TRL's old ones
         self.loss_type = names.get(self.loss_type, self.loss_type)
         self.packing_strategy = names.get(self.packing_strategy, self.packing_strategy)
@@ -98,7 +74,6 @@ class SFTConfig(TrainerConfig):
                 "router_aux_loss_coef": (None, 0.0),
             },
         )
-        check_at_least(self, {"max_length": 2, "pad_to_multiple_of": 1, "dataset_num_proc": 1})
         unknown = set(self.dataset_kwargs or ()) - {"skip_prepare_dataset"}
         if unknown:
             raise ValueError(

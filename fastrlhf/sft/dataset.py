@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from fastrlhf.data.packing import pack
 from fastrlhf.data.rows import (
     MESSAGES,
     PREFERENCE,
+    PREFERENCE_TOKENS,
     PROMPT,
     PROMPT_COMPLETION,
     TEXT,
     TOKENS,
-    Fault,
-    fault_of,
-    kind_of,
 )
 from fastrlhf.data.tokenize import (
     IGNORED,
@@ -26,30 +24,11 @@ from fastrlhf.data.tokenize import (
     prompt_completion_tokens,
     text_tokens,
 )
-from fastrlhf.data.validate import BadRows, DataError
+from fastrlhf.data.validate import DataError
 from fastrlhf.sft.config import SFTConfig
+from fastrlhf.trainers.dataset import checked, kind_of_columns, mapped
 
 COLUMNS = ("input_ids", "labels")
-FAULT = "fault"
-
-
-def as_dataset(rows: Any, name: str) -> Dataset:
-    """A dataset of what was passed as the argument `name`: a `Dataset`, or a list of rows.
-
-    Raises:
-        TypeError, DataError: neither, or there is no row.
-    """
-    if isinstance(rows, IterableDataset):
-        raise TypeError(
-            f"{name} is an IterableDataset, which is not supported: pass a Dataset, or rows in a list"
-        )
-    if isinstance(rows, (list, tuple)):
-        rows = Dataset.from_list(list(rows)) if rows else Dataset.from_dict({})
-    if not isinstance(rows, Dataset):
-        raise TypeError(f"{name} is a {type(rows).__name__}, expected a datasets.Dataset or a list of rows")
-    if len(rows) == 0:
-        raise DataError(f"{name} has no row")
-    return rows
 
 
 def kind_of_dataset(dataset: Dataset, args: SFTConfig, name: str) -> str:
@@ -58,11 +37,8 @@ def kind_of_dataset(dataset: Dataset, args: SFTConfig, name: str) -> str:
     Raises:
         DataError: one that has nothing to imitate, or none that is known.
     """
-    try:
-        kind = kind_of(dict.fromkeys(dataset.column_names), args.dataset_text_field)
-    except ValueError as error:
-        raise DataError(f"{name}: {error}") from None
-    if kind in (PREFERENCE, PROMPT):
+    kind = kind_of_columns(dataset, name, args.dataset_text_field)
+    if kind in (PREFERENCE, PREFERENCE_TOKENS, PROMPT):
         raise DataError(
             f"{name} has rows of the kind {kind}, expected texts, messages, or prompts with completions"
         )
@@ -94,9 +70,14 @@ def prepare(
         texts = [formatting_func(row) for row in dataset]
         dataset = Dataset.from_dict({args.dataset_text_field: texts})
     kind = kind_of_dataset(dataset, args, name)
-    dataset = _checked(dataset, kind, args, name)
+    dataset = checked(dataset, kind, name, args.on_bad_rows, args.dataset_text_field)
     kept = slice(None) if packing or args.max_length is None else _kept(args)  # packing cuts to length itself
-    dataset = _tokenized(dataset, kind, tokenizer, args, completion_only, kept, name)
+
+    def row_tokens(row: Mapping[str, Any]) -> dict[str, Any]:
+        tokens = _tokens(row, kind, tokenizer, args, completion_only)
+        return {name: tokens.get(name, tokens["input_ids"])[kept] for name in COLUMNS}
+
+    dataset = mapped(dataset, row_tokens, {name: [] for name in COLUMNS}, name, args)
     if args.shuffle_dataset:
         dataset = dataset.shuffle(seed=args.seed)
     if packing:
@@ -113,53 +94,6 @@ def check_labels(dataset: Dataset, name: str) -> None:
             f"{name} has {', '.join(sorted(masks))} and no labels, and skip_prepare_dataset=True makes none: every "
             "token would count; add labels, or leave skip_prepare_dataset out"
         )
-
-
-def _checked(dataset: Dataset, kind: str, args: SFTConfig, name: str) -> Dataset:
-    """The rows that are of this kind."""
-    bad, good = BadRows(name, args.on_bad_rows), []
-    for number, row in enumerate(dataset):
-        if fault := fault_of(_without_nulls(row), kind, args.dataset_text_field):
-            bad.add(f"row {number} of {name}", fault)
-        else:
-            good.append(number)
-    bad.finish(len(good))
-    return dataset.select(good) if bad.count else dataset
-
-
-def _tokenized(
-    dataset: Dataset,
-    kind: str,
-    tokenizer: Any,
-    args: SFTConfig,
-    completion_only: bool,
-    kept: slice,
-    name: str,
-) -> Dataset:
-    """What is kept of each row's `input_ids` and `labels`; rows that cannot be tokenised are left out or raise."""
-
-    def row_tokens(row: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            tokens = _tokens(_without_nulls(row), kind, tokenizer, args, completion_only)
-        except ValueError as error:
-            return {"input_ids": [], "labels": [], FAULT: str(error)}
-        labels = tokens.get("labels", tokens["input_ids"])
-        return {"input_ids": tokens["input_ids"][kept], "labels": labels[kept], FAULT: ""}
-
-    tokens = dataset.map(
-        row_tokens,
-        num_proc=args.dataset_num_proc,
-        remove_columns=dataset.column_names,
-        desc=f"Tokenizing {name}",
-    )
-    bad = BadRows(name, args.on_bad_rows)
-    for number, problem in enumerate(tokens[FAULT]):
-        if problem:
-            bad.add(f"row {number} of {name}", Fault("", problem))
-    bad.finish(len(tokens) - bad.count)
-    if bad.count:
-        tokens = tokens.filter(lambda problem: not problem, input_columns=FAULT)
-    return tokens.remove_columns(FAULT)
 
 
 def _tokens(
@@ -194,8 +128,3 @@ def _with_targets(dataset: Dataset, name: str) -> Dataset:
     if not beyond_first:
         raise DataError(f"{name} has no row in which a token counts: raise max_length, or look at its labels")
     return dataset if all(counts) else dataset.select([at for at, count in enumerate(counts) if count])
-
-
-def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without the fields that only other rows of its table have."""
-    return {name: value for name, value in row.items() if value is not None}

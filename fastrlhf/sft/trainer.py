@@ -9,24 +9,18 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from fastrlhf.data.batches import NOT_FOR_THE_MODEL, TokenCollator
+from fastrlhf.data.batches import TokenCollator
 from fastrlhf.data.rows import PROMPT_COMPLETION, is_conversation
-from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels import TokenStat, linear_cross_entropy
-from fastrlhf.models.accelerate import accelerate_quietly
-from fastrlhf.models.backbone import (
-    MASK_LOOKED_AT,
-    backbone,
-    base_model,
-    is_accelerated,
-    joined_hidden_states,
-)
 from fastrlhf.models.heads import check_language_model_head, language_model_head
 from fastrlhf.sft.config import SFTConfig
-from fastrlhf.sft.dataset import as_dataset, check_labels, kind_of_dataset, prepare
+from fastrlhf.sft.dataset import check_labels, kind_of_dataset, prepare
 from fastrlhf.trainers.base import BaseTrainer
+from fastrlhf.trainers.config import as_config, check_arguments
+from fastrlhf.trainers.dataset import as_dataset, each_dataset
+from fastrlhf.trainers.forward import batch_states, states_at_places
 from fastrlhf.trainers.loading import load_model, load_tokenizer, set_chat_template, set_special_tokens
-from fastrlhf.trainers.models import accelerate_models, check_auxiliary_loss, with_adapter
+from fastrlhf.trainers.models import check_auxiliary_loss, is_unpadded, prepare_model
 
 # Arguments of TRL's trainer that need whole logits, or another way to load a model: why they are refused.
 _REFUSED = {
@@ -64,7 +58,6 @@ class SFTTrainer(BaseTrainer):
 
     _tag_names = ("fastrlhf", "sft")
     checkpoint_name = "sft"
-    counters = (*BaseTrainer.counters, "total_train_tokens")
     ratios = {  # noqa: RUF012
         "entropy": ("entropy", "tokens"),
         "mean_token_accuracy": ("correct", "tokens"),
@@ -88,42 +81,36 @@ class SFTTrainer(BaseTrainer):
         peft_config: Any = None,
         formatting_func: Callable[[dict], str] | None = None,
     ):
-        given = locals()
-        for name, why in _REFUSED.items():
-            if given[name] is not None:
-                raise ValueError(f"{name} {why}")
-        if train_dataset is None:
-            raise ValueError("train_dataset is None: there is nothing to learn from")
-        args = _as_config(args, model)
+        check_arguments(locals(), _REFUSED)
+        args = as_config(SFTConfig, args, model, "SFT")
         set_seed(args.seed)  # adapters start at random
         model = load_model(model, args)
         tokenizer = load_tokenizer(processing_class, model, args)
         check_auxiliary_loss(model, args.router_aux_loss_coef)
         set_chat_template(tokenizer, args.chat_template_path)
         set_special_tokens(tokenizer, model, args.eos_token, args.pad_token)
-        if args.accelerate:
-            accelerate_models(model)
-        model = with_adapter(model, peft_config)
-        if args.accelerate and peft_config is not None:
-            accelerate_quietly(model)  # the adapter's own layers
+        model = prepare_model(model, args, peft_config)
         check_language_model_head(model)
-        if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and peft_config is not None:
-            base_model(model).enable_input_require_grads()
 
-        self.formatting_func, self.total_train_tokens = formatting_func, 0
+        self.formatting_func = formatting_func
         train_dataset = as_dataset(train_dataset, "train_dataset")
         self.completion_only_loss = self._completion_only(train_dataset, args)
-        unpadded = args.needs_unpadded or (is_accelerated(model) if args.unpadded is None else args.unpadded)
         if data_collator is None:
             data_collator = TokenCollator(
-                tokenizer.pad_token_id, unpadded=unpadded, multiple_of=args.pad_to_multiple_of
+                tokenizer.pad_token_id,
+                unpadded=is_unpadded(model, args, args.needs_unpadded),
+                multiple_of=args.pad_to_multiple_of,
             )
         elif args.needs_unpadded:
             raise ValueError(
                 "data_collator is set, and padding_free=True or packing=True needs batches of its own: leave one out"
             )
         prepared = self._prepared(train_dataset, tokenizer, args, args.packing, "train_dataset")
-        eval_dataset = self._prepared_eval(eval_dataset, tokenizer, args)
+        eval_dataset = each_dataset(
+            eval_dataset,
+            "eval_dataset",
+            lambda rows, name: self._prepared(rows, tokenizer, args, args.packs_eval, name),
+        )
         super().__init__(
             model=model,
             args=args,
@@ -176,48 +163,21 @@ class SFTTrainer(BaseTrainer):
             formatting_func=self.formatting_func,
         )
 
-    def _prepared_eval(
-        self, dataset: Any, tokenizer: Any, args: SFTConfig, name: str = "eval_dataset"
-    ) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {
-                key: self._prepared(part, tokenizer, args, args.packs_eval, f"{name}[{key!r}]")
-                for key, part in dataset.items()
-            }
-        return self._prepared(dataset, tokenizer, args, args.packs_eval, name)
-
     def _set_signature_columns_if_needed(self) -> None:
         """transformers' hook: the columns that a collator is given."""
         if self._signature_columns is None:
             self._signature_columns = ["input_ids", "labels", "seq_lengths"]
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Loss, entropy and token accuracy on the rows given, else on `eval_dataset`'s."""
-        if isinstance(eval_dataset, dict):
-            metrics = {}
-            for name, part in eval_dataset.items():
-                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        if eval_dataset is not None and not isinstance(eval_dataset, str):  # a name is that of prepared rows
-            eval_dataset = self._prepared_eval(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    def prepared_rows(self, dataset: Any, name: str) -> Any:
+        """Rows of tokens, packed where the evaluation's are."""
+        return self._prepared(dataset, self.processing_class, self.args, self.args.packs_eval, name)
 
     # The loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+    def batch_loss(
+        self, model: nn.Module, inputs: dict[str, Any], denominator: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """The mean loss of the batch's targets, or its share of a step of `num_items_in_batch` targets."""
-        if return_outputs:
-            raise ValueError("return_outputs=True asks for logits, which are never computed")
+        """The cross-entropy of the batch's targets."""
         hidden, targets = self._states_and_targets(model, inputs)
         head = language_model_head(model)
         loss, stats = linear_cross_entropy(
@@ -227,7 +187,7 @@ class SFTTrainer(BaseTrainer):
             bias=head.bias,
             softcap=head.softcap,
             ignore_index=None if "targets" in inputs else -100,
-            denominator=num_items_in_batch,
+            denominator=denominator,
             confidence_weighted=self.args.loss_type == "dft",
         )
         self.meters[self.mode].add(
@@ -235,54 +195,12 @@ class SFTTrainer(BaseTrainer):
             correct=stats[TokenStat.CORRECT],
             tokens=stats[TokenStat.TOKENS],
         )
-        if self.mode == "train":
-            self.total_train_tokens += _real_tokens(inputs)
         return loss
 
     def _states_and_targets(
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states `[M, D]` and the tokens `[M]` that follow them."""
-        if "lengths" in inputs:
-            names = ("input_ids", "position_ids", "lengths", "longest")
-            hidden = joined_hidden_states(model, *(inputs[name] for name in names))
-        else:
-            hidden = self._padded_states(model, inputs)
         if "targets" in inputs:
-            return hidden.flatten(0, 1).index_select(0, inputs["places"]), inputs["targets"]
-        return hidden[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
-
-    @staticmethod
-    def _padded_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """`[B, T, D]`, of our padded batches and of those that a data_collator makes."""
-        passed = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
-        with host_waits(MASK_LOOKED_AT):
-            return backbone(model)(**passed, use_cache=False).last_hidden_state
-
-    def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """As the base's, with the tokens seen so far."""
-        if "loss" in logs:
-            logs["num_tokens"] = self.total_train_tokens
-        elif self.mode == "eval" and "train_runtime" not in logs:
-            logs["eval_num_tokens"] = self.total_train_tokens
-        super().log(logs, *rest)
-
-
-def _real_tokens(inputs: dict[str, Any]) -> int:
-    if "num_tokens" in inputs:
-        return inputs["num_tokens"]
-    mask = inputs.get("attention_mask")
-    with host_waits("how many tokens a batch has"):
-        return inputs["input_ids"].numel() if mask is None else int(mask.sum())
-
-
-def _as_config(args: TrainingArguments | None, model: str | nn.Module) -> SFTConfig:
-    """The configuration, made of transformers' arguments or of nothing where that is what was passed."""
-    if isinstance(args, SFTConfig):
-        return args
-    if args is None:
-        name = model if isinstance(model, str) else getattr(base_model(model).config, "_name_or_path", "")
-        return SFTConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-SFT")
-    if isinstance(args, TrainingArguments):
-        return SFTConfig(**(args.to_dict() | {"hub_token": args.hub_token}))
-    raise TypeError(f"args is a {type(args).__name__}, expected an SFTConfig")
+            return states_at_places(model, inputs), inputs["targets"]
+        return batch_states(model, inputs)[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()

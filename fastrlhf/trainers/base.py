@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import nn
 from transformers import Trainer
 
+from fastrlhf.device.observe import host_waits
 from fastrlhf.kernels.packed import limit_packed
 from fastrlhf.memory.resident import peak_resident_mb, resident_mb
 from fastrlhf.memory.sizes import parse_size
@@ -25,12 +27,13 @@ from fastrlhf.trainers.saving import SavesWhole
 class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
     """`transformers.Trainer` for a loss that is computed from hidden states and divided by the whole batch's targets.
 
-    A subclass sets `checkpoint_name` and `ratios`, gives batches that have `targets`, and computes the loss with
-    `compute_loss`, which adds what it logs to `meters`.
+    A subclass sets `checkpoint_name` and `ratios`, gives batches of which `items` knows how many things the loss is a
+    mean of, prepares rows with `prepared_rows`, and computes the loss with `batch_loss`, which adds what it logs to
+    `meters`.
     """
 
     checkpoint_name: str
-    counters: tuple[str, ...] = ("skipped_updates",)
+    counters: tuple[str, ...] = ("skipped_updates", "total_train_tokens")
     ratios: dict[str, tuple[str, str]]
     loss_is_scaled_for_ga = True
 
@@ -48,7 +51,7 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
         self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga is called before transformers 5.19
         self.meters = {mode: Meters(self.ratios) for mode in ("train", "eval")}
         self.interrupts = Interrupts()
-        self.skipped_updates = self.skipped_in_a_row = 0
+        self.skipped_updates = self.skipped_in_a_row = self.total_train_tokens = 0
         self.add_callback(RunCallback(self))
 
     @property
@@ -88,12 +91,37 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
             )
         return result
 
+    def batch_loss(
+        self, model: nn.Module, inputs: dict[str, Any], denominator: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The sum of a batch's losses divided by `denominator`; their mean where that is None."""
+        raise NotImplementedError
+
+    @staticmethod
+    def items(batch: dict[str, Any]) -> int | None:
+        """How many things the loss of a batch is a mean of; None where that is left to transformers to count."""
+        return len(batch["targets"]) if "targets" in batch else None
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *rest: Any) -> tuple[list, Any]:
-        """A step's micro-batches, and how many targets they have: the loss's denominator."""
+        """A step's micro-batches, and how many items they have: the loss's denominator."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, *rest)
-        if batches and all("targets" in batch for batch in batches):
-            counted = sum(len(batch["targets"]) for batch in batches)
-        return batches, counted
+        items = [self.items(batch) for batch in batches]
+        return batches, counted if not items or None in items else sum(items)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The mean loss of the batch, or its share of a step of `num_items_in_batch`."""
+        if return_outputs:
+            raise ValueError("return_outputs=True asks for logits, which are never computed")
+        loss = self.batch_loss(model, inputs, num_items_in_batch)
+        if self.mode == "train":
+            self.total_train_tokens += _real_tokens(inputs)
+        return loss
 
     def compute_loss_context_manager(self) -> ExitStack:
         """bfloat16 on a GPU where `args.bf16` says so: the loss does not go through the model's own forward."""
@@ -101,6 +129,23 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
         if self.args.bf16:
             stack.enter_context(torch.autocast(self.args.device.type, torch.bfloat16))
         return stack
+
+    def prepared_rows(self, dataset: Any, name: str) -> Any:
+        """Rows as an evaluation takes them, of what was passed as `name`."""
+        raise NotImplementedError
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and metrics on the rows given, else on `eval_dataset`'s."""
+        if isinstance(eval_dataset, dict):
+            metrics = {}
+            for name, part in eval_dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if eval_dataset is not None and not isinstance(eval_dataset, str):  # a name is that of prepared rows
+            eval_dataset = self.prepared_rows(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     @torch.no_grad()
     def prediction_step(
@@ -112,9 +157,11 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
             return self.compute_loss(model, inputs).detach().mean(), None, None
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """transformers' log, with the meters' ratios and the memory of the process."""
+        """transformers' log, with the meters' ratios, the tokens seen so far and the memory of the process."""
         prefix = "eval_" if self.mode == "eval" else ""
         logs |= {prefix + name: value for name, value in self.meters[self.mode].take().items()}
+        if "loss" in logs or (prefix and "train_runtime" not in logs):
+            logs[f"{prefix}num_tokens"] = self.total_train_tokens
         if "loss" in logs:
             logs |= {
                 "train/skipped_updates": self.skipped_updates,
@@ -122,3 +169,11 @@ class BaseTrainer(SavesWhole, HasOurAdamW, Trainer):
                 "memory/peak_rss_mb": peak_resident_mb(),
             }
         super().log(logs, *rest)
+
+
+def _real_tokens(inputs: dict[str, Any]) -> int:
+    if "num_tokens" in inputs:
+        return inputs["num_tokens"]
+    mask = inputs.get("attention_mask")
+    with host_waits("how many tokens a batch has"):
+        return inputs["input_ids"].numel() if mask is None else int(mask.sum())

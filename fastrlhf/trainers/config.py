@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 
 from fastrlhf.data.validate import check_on_bad_rows
 from fastrlhf.memory.sizes import parse_size
+from fastrlhf.models.backbone import base_model
 
 
 def option(default: Any, help: str) -> Any:
@@ -30,6 +32,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "parallelism_config": ((None,), "is not supported: leave it out"),
     "label_smoothing_factor": ((0.0,), "needs whole logits, which are never computed: leave it out"),
     "auto_find_batch_size": ((False,), "would change the batches of a run that resumes: set the batch size"),
+    "activation_offloading": (
+        (False,),
+        "is not supported: gradient_checkpointing=True saves the same memory",
+    ),
 }
 
 
@@ -48,6 +54,23 @@ class TrainerConfig(TrainingArguments):
     bf16: bool | None = option(
         None, "bfloat16 autocast on a GPU; True unless fp16. A CPU computes in float32."
     )
+
+    # The model
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "For from_pretrained, where the model is a name or path."
+    )
+    trust_remote_code: bool = option(False, "Run code that comes with a model or tokenizer.")
+
+    # The data
+    dataset_num_proc: int | None = option(None, "Processes that tokenise.")
+    max_length: int | None = option(1024, "Longest sequence, in tokens; None: any.")
+    pad_to_multiple_of: int | str | None = option(
+        "auto", "The tokens of a batch's rows are filled up to a multiple of it; 'auto': they are not."
+    )
+    pad_token: str | None = option(None, "The token that fills padding; the tokenizer's if None.")
+
+    # Training
+    activation_offloading: bool = option(False, "Not supported.")
 
     # fastrlhf's own
     accelerate: bool = option(True, "Make the model of fastrlhf's operations, in place.")
@@ -70,12 +93,19 @@ class TrainerConfig(TrainingArguments):
         3, "Non-finite updates in a row after which the run stops with a checkpoint."
     )
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
+
     def __post_init__(self):
         refuse(self, REFUSED)  # before transformers imports what an option needs
         with settled(self):
             super().__post_init__()
+        if isinstance(self.pad_to_multiple_of, str):  # as a command line gives it
+            words = {"auto": None, "none": None, "null": None}
+            text = self.pad_to_multiple_of.lower()
+            self.pad_to_multiple_of = words[text] if text in words else int(text)
         check_on_bad_rows(self.on_bad_rows)
-        check_at_least(self, {"keep_last": 1, "max_skipped_updates": 1})
+        lowest = {"keep_last": 1, "max_skipped_updates": 1, "pad_to_multiple_of": 1, "dataset_num_proc": 1}
+        check_at_least(self, lowest | {"max_length": 2})
         parse_size("packed_weight_bytes", self.packed_weight_bytes)
 
 
@@ -103,6 +133,29 @@ def take_back_bfloat16(args: TrainingArguments) -> None:
         args.bf16 = False
 
 
+def as_config(
+    config: type[TrainerConfig], args: TrainingArguments | None, model: str | nn.Module, suffix: str
+) -> TrainerConfig:
+    """The configuration, made of transformers' arguments or of nothing where that is what was passed.
+
+    Args:
+        config: its class.
+        args, model: the trainer's arguments.
+        suffix: of the output folder's name where there are no arguments.
+
+    Raises:
+        TypeError: other arguments.
+    """
+    if isinstance(args, config):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else getattr(base_model(model).config, "_name_or_path", "")
+        return config(f"{name.rstrip('/').split('/')[-1] or 'model'}-{suffix}")
+    if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
+        return config(**(args.to_dict() | {"hub_token": args.hub_token}))
+    raise TypeError(f"args is a {type(args).__name__}, expected {config.__name__}")
+
+
 def refuse(args: TrainingArguments, refused: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
     """Raise ValueError where a field has another value than those that mean nothing.
 
@@ -114,6 +167,20 @@ def refuse(args: TrainingArguments, refused: Mapping[str, tuple[tuple[Any, ...],
         value = getattr(args, name, allowed[0])
         if not any(value is one or value == one for one in allowed):
             raise ValueError(f"{name} is {value!r}, which {why}")
+
+
+def check_arguments(given: Mapping[str, Any], refused: Mapping[str, str]) -> None:
+    """Raise ValueError where an argument of a trainer is given that is refused, or there is no dataset to train on.
+
+    Args:
+        given: the trainer's arguments.
+        refused: why, by the argument's name.
+    """
+    for name, why in refused.items():
+        if given[name] is not None:
+            raise ValueError(f"{name} {why}")
+    if given["train_dataset"] is None:
+        raise ValueError("train_dataset is None: there is nothing to learn from")
 
 
 def check_at_least(args: TrainingArguments, at_least: Mapping[str, float]) -> None:

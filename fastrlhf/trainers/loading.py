@@ -12,8 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from fastrlhf.models.backbone import base_model
 
 
-def load_model(model: str | nn.Module, args: Any) -> nn.Module:
+def load_model(
+    model: str | nn.Module, args: Any, kind: type = AutoModelForCausalLM, **fixed: Any
+) -> nn.Module:
     """The model itself, or the one of this name or path, in float32 unless `args.model_init_kwargs` says otherwise.
+
+    Args:
+        kind, fixed: of a model that is loaded: its `Auto` class, and options that cannot be set otherwise.
 
     Raises:
         ValueError: `model_init_kwargs` beside a model that is loaded already.
@@ -24,12 +29,11 @@ def load_model(model: str | nn.Module, args: Any) -> nn.Module:
                 "model_init_kwargs is set and model is loaded already: pass its name, or leave it out"
             )
         return model
-    options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code} | (
-        args.model_init_kwargs or {}
-    )
+    options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
+    options |= (args.model_init_kwargs or {}) | fixed
     if isinstance(options["dtype"], str) and options["dtype"] != "auto":
         options["dtype"] = getattr(torch, options["dtype"])
-    return AutoModelForCausalLM.from_pretrained(model, **options)
+    return kind.from_pretrained(model, **options)
 
 
 def load_tokenizer(processing_class: Any, model: nn.Module, args: Any) -> PreTrainedTokenizerBase:

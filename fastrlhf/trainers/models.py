@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastrlhf.models.accelerate import accelerate_quietly, is_hugging_face
-from fastrlhf.models.backbone import base_model, is_peft
+from fastrlhf.models.backbone import base_model, is_accelerated, is_peft
 from fastrlhf.models.frozen import bottom_pattern, depth_below
 
 
@@ -21,6 +22,30 @@ def accelerate_models(*models: Any) -> None:
             notices.setdefault(base_model(model).config.model_type, accelerate_quietly(model))
     for notice in filter(None, notices.values()):
         warnings.warn(notice, stacklevel=4)
+
+
+def prepare_model(model: nn.Module, args: Any, peft_config: Any) -> nn.Module:
+    """The model of our operations (unless `args.accelerate` is off), with the adapter that `peft_config` describes."""
+    if args.accelerate:
+        accelerate_models(model)
+    model = with_adapter(model, peft_config)
+    if args.accelerate and peft_config is not None:
+        accelerate_quietly(model)  # the adapter's own layers
+    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and peft_config is not None:
+        base_model(model).enable_input_require_grads()
+    return model
+
+
+def is_unpadded(model: nn.Module, args: Any, needed: bool = False) -> bool:
+    """Whether batches are without padding: where that is needed, else where `args` says, else where the attention is
+    ours."""
+    return needed or (is_accelerated(model) if args.unpadded is None else args.unpadded)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy for a reference; what does not train in `model` is not copied, but shared."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared)
 
 
 def with_adapter(model: nn.Module, peft_config: Any, trainable_layers: int | None = None) -> nn.Module:

@@ -13,11 +13,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fastrlhf import SFTConfig
 from fastrlhf.cli import main
 from fastrlhf.commands.record import commit
-from fastrlhf.commands.sft import EXAMPLE, OPTIONS, SFT
 from fastrlhf.commands.stage import example
+from fastrlhf.commands.stages import STAGES
 from fastrlhf.trainers.checkpoint import checkpoints
 from tests.support.sft import TURNS, texts
 from tests.support.tiny import tiny_llama, tiny_tokenizer
@@ -131,17 +130,20 @@ def test_a_bad_row_is_named_by_file_line_and_field(config, tmp_path):
         assert main(["sft", str(config), "--on_bad_rows", "skip"]) == 0
 
 
-def test_init_prints_every_option(capsys):
-    assert main(["init", "sft"]) == 0
+@pytest.mark.parametrize("name", STAGES)
+def test_init_prints_every_option(name, capsys):
+    stage = STAGES[name]
+    assert main(["init", name]) == 0
     printed = capsys.readouterr().out
-    assert yaml.safe_load(printed) == dict(EXAMPLE)
+    assert yaml.safe_load(printed) == dict(stage.example)
     lines = [line.removeprefix("# ") for line in printed.splitlines()[1:] if line]
     everything = yaml.safe_load("\n".join(lines))
-    assert everything.keys() == OPTIONS.keys() | {
-        item.name for item in dataclasses.fields(SFTConfig) if item.init
-    }
+    fields = {item.name for item in dataclasses.fields(stage.config()) if item.init}
+    assert everything.keys() == stage.options.keys() | fields
     assert everything["max_length"] == 1024 and everything["save_strategy"] == "steps"
-    assert printed == example(SFT)
+    assert printed == example(stage)
+    for option, value in stage.example.items():
+        assert option in stage.options or option in fields, (option, value)
 
 
 def test_the_commit_of_a_folder(tmp_path):

@@ -47,6 +47,12 @@ def test_every_format_gives_the_rows(tmp_path, name):
     assert load_file(written(tmp_path, name)).to_list() == ROWS
 
 
+def test_a_field_that_the_first_row_has_not(tmp_path):
+    rows = [{"chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "d", "margin": 2.0}]
+    dataset = load_file(write_jsonl(tmp_path / "r.jsonl", rows))
+    assert dataset["margin"] == [None, 2.0]
+
+
 def test_a_split_of_a_saved_dataset(tmp_path):
     path = written(tmp_path, "saved-splits")
     assert load_file(path, split="test").to_list() == ROWS[:1]

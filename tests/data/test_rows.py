@@ -11,6 +11,7 @@ GOOD = {
     "messages": {"messages": ASKED + ANSWERED},
     "prompt-completion": {"prompt": "2 + 2 =", "completion": " 4"},
     "preference": {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"},
+    "preference-tokens": {"chosen_ids": [1, 2], "rejected_ids": [1, 3], "margin": 0.5},
     "prompt": {"prompt": "2 + 2 ="},
     "tokens": {"input_ids": [1, 2], "labels": [-100, 2]},
 }
@@ -26,6 +27,7 @@ def test_a_row_of_each_kind(kind):
     [
         ("preference", {"chosen": ASKED + ANSWERED, "rejected": ASKED + ASKED}),
         ("preference", {"prompt": ASKED, "chosen": ANSWERED, "rejected": ASKED}),
+        ("preference-tokens", {"prompt_ids": [], "chosen_ids": [1], "rejected_ids": [2]}),
         ("prompt-completion", {"prompt": ASKED, "completion": ANSWERED}),
         ("prompt-completion", {"prompt": "", "completion": "a text from nothing"}),
         ("messages", {"conversations": [{"from": "human", "value": "2 + 2?"}]}),
@@ -64,6 +66,12 @@ def test_a_row_of_no_kind_names_its_fields():
         ("messages", {"messages": [{"role": 1, "content": ""}]}, "messages[0].role", "is 1 (int)"),
         ("preference", {"rejected": " 4"}, "rejected", "is the same as 'chosen'"),
         ("preference", {"prompt": ASKED}, "chosen", "expected two texts or two lists"),
+        ("preference", {"margin": "much"}, "margin", "is 'much' (str), expected a number"),
+        ("preference", {"margin": float("nan")}, "margin", "is nan (float), expected a number"),
+        ("preference-tokens", {"rejected_ids": [1, 2]}, "rejected_ids", "is the same as 'chosen_ids'"),
+        ("preference-tokens", {"chosen_ids": []}, "chosen_ids", "is empty"),
+        ("preference-tokens", {"prompt_ids": "1"}, "prompt_ids", "expected a list of whole numbers"),
+        ("preference-tokens", {"margin": [1]}, "margin", "expected a number"),
         ("tokens", {"input_ids": [1, 2.5]}, "input_ids", "expected a list of whole numbers"),
         ("tokens", {"input_ids": []}, "input_ids", "is empty"),
         ("tokens", {"labels": [1]}, "labels", "has 1 entries and 'input_ids' 2"),

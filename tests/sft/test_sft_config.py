@@ -9,67 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from fastrlhf import SFTConfig
-from fastrlhf.data.validate import DataError
-from fastrlhf.kernels import packed
-from fastrlhf.models.backbone import is_accelerated
-from fastrlhf.trainers.config import REFUSED, TrainerConfig
-from tests.support.sft import TURNS, completions, conversations, losses, sft_config, sft_trainer, texts
+from fastrlhf.trainers.config import REFUSED
+from tests.support.fields import Fields, first_batch, own_fields
+from tests.support.sft import TURNS, completions, conversations, sft_config, sft_trainer, texts
 from tests.support.tiny import EOS, PAD, tiny_tokenizer
 
-
-def rows_of(folder, **options):
-    return sft_trainer(folder, **options).train_dataset.to_list()
-
-
-def first_losses(folder, **options):
-    trainer = sft_trainer(folder, **({"max_steps": 2} | options))
-    trainer.train()
-    return losses(trainer)
-
-
-def changes_rows(value, **others):
-    """The option changes the rows that are trained on."""
-    return lambda folder, name: rows_of(folder, **others) != rows_of(folder, **others, **{name: value})
-
-
-def changes_losses(value, **others):
-    """The option changes the losses of two steps."""
-    return lambda folder, name: (
-        first_losses(folder, **others) != first_losses(folder, **others, **{name: value})
-    )
-
-
-def sets(value, expected, look):
-    """The option ends up where `look` finds it in a trainer."""
-    return lambda folder, name: look(sft_trainer(folder, **{name: value})) == expected
-
-
-def raises(value, message, **others):
-    """The option's value is refused with a reason."""
-
-    def check(folder, name):
-        with pytest.raises(ValueError, match=message):
-            sft_trainer(folder, **others, **{name: value})
-        return True
-
-    return check
-
-
-def logs_every(folder, name):
-    trainer = sft_trainer(folder, max_steps=4, **{name: 2})
-    trainer.train()
-    return len(losses(trainer)) == 2
-
-
-def recomputes(folder, name):
-    trainer = sft_trainer(folder, max_steps=1, **{name: True})
-    trainer.train()
-    return trainer.model.model.layers[0].gradient_checkpointing
-
-
-def computes_in_float32_on_a_cpu(folder, name):
-    with pytest.warns(UserWarning, match="bf16=True on a CPU computes in float32"):
-        return sft_trainer(folder, **{name: None}).args.bf16 is False
+FIELDS = Fields(sft_trainer, {"input_ids": []}, "field 'input_ids': is empty")
 
 
 def reads_a_template(folder, name):
@@ -81,27 +26,6 @@ def reads_a_template(folder, name):
     return trainer.train_dataset[0]["input_ids"][-1] == 9
 
 
-def refuses_kwargs_for_a_model(folder, name):
-    with pytest.raises(ValueError, match="model_init_kwargs is set and model is loaded already"):
-        sft_trainer(folder, **{name: {"dtype": "float32"}})
-    return True
-
-
-def counts_processes(folder, name):
-    from datasets import Dataset
-
-    seen, real = [], Dataset.map
-
-    def watched(self, *arguments, **options):
-        seen.append(options.get("num_proc"))
-        return real(self, *arguments, **options | {"num_proc": None})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dataset, "map", watched)
-        sft_trainer(folder, **{name: 2})
-    return seen == [2]
-
-
 def other_eval(folder, name):
     options = {"eval_dataset": texts(6), "max_length": 40}
     return len(sft_trainer(folder, **options).eval_dataset) > len(
@@ -110,77 +34,33 @@ def other_eval(folder, name):
 
 
 def without_padding(folder, name):
-    batches = [
-        next(iter(sft_trainer(folder, accelerate=False, **{name: value}).get_train_dataloader()))
-        for value in (False, True)
-    ]
+    batches = [first_batch(sft_trainer(folder, accelerate=False, **{name: value})) for value in (False, True)]
     return ["lengths" in batch for batch in batches] == [False, True]
 
 
-def fills(folder, name):
-    batch = next(iter(sft_trainer(folder, **{name: 64}).get_train_dataloader()))
-    return batch["input_ids"].shape[1] % 64 == 0
-
-
-def packs_weights(folder, name):
-    sft_trainer(folder, **{name: "3MB"})
-    limited = packed._limit == 3_000_000
-    sft_trainer(folder)
-    with pytest.raises(ValueError, match="packed_weight_bytes"):
-        sft_config(folder, **{name: "much"})
-    return limited and packed._limit == 0
-
-
-def leaves_rows_out(folder, name):
-    rows = [*texts(4), {"text": ""}]
-    with pytest.raises(DataError, match=r"row 4 of train_dataset, field 'text': is empty"):
-        sft_trainer(folder, train_dataset=rows)
-    with pytest.warns(UserWarning, match="1 of 5 rows of train_dataset are left out"):
-        return len(sft_trainer(folder, train_dataset=rows, **{name: "skip"}).train_dataset) == 4
-
-
 # How each of our fields, and of TRL's, is shown to matter.
-SHOWN = {
-    "learning_rate": changes_losses(1e-1),
-    "logging_steps": logs_every,
-    "gradient_checkpointing": recomputes,
-    "bf16": computes_in_float32_on_a_cpu,
-    "model_init_kwargs": refuses_kwargs_for_a_model,
-    "trust_remote_code": sets(True, True, lambda trainer: trainer.args.trust_remote_code),
-    "router_aux_loss_coef": raises(0.1, r"router_aux_loss_coef is 0\.1, expected one of None, 0\.0"),
+SHOWN = FIELDS.of_every_trainer() | {
+    "router_aux_loss_coef": FIELDS.raises(0.1, r"router_aux_loss_coef is 0\.1, expected one of None, 0\.0"),
     "chat_template_path": reads_a_template,
-    "dataset_text_field": changes_rows("other", train_dataset=[{"text": "t1 t2", "other": "t3 t4"}] * 4),
-    "dataset_kwargs": changes_rows(
+    "dataset_text_field": FIELDS.changes_rows(
+        "other", train_dataset=[{"text": "t1 t2", "other": "t3 t4"}] * 4
+    ),
+    "dataset_kwargs": FIELDS.changes_rows(
         {"skip_prepare_dataset": True}, train_dataset=[{"input_ids": [1, 2, 3]}] * 4
     ),
-    "dataset_num_proc": counts_processes,
-    "eos_token": changes_rows("<unk>"),
-    "max_length": changes_rows(5),
-    "truncation_mode": changes_rows("keep_end", max_length=5),
-    "shuffle_dataset": changes_rows(True),
-    "packing": changes_rows(True, max_length=40),
-    "packing_strategy": changes_rows("wrapped", packing=True, max_length=12),
+    "eos_token": FIELDS.changes_rows("<unk>"),
+    "max_length": FIELDS.changes_rows(5),
+    "truncation_mode": FIELDS.changes_rows("keep_end", max_length=5),
+    "shuffle_dataset": FIELDS.changes_rows(True),
+    "packing": FIELDS.changes_rows(True, max_length=40),
+    "packing_strategy": FIELDS.changes_rows("wrapped", packing=True, max_length=12),
     "padding_free": without_padding,
-    "pad_to_multiple_of": fills,
     "eval_packing": other_eval,
-    "completion_only_loss": changes_losses(False, train_dataset=completions()),
-    "assistant_only_loss": changes_losses(True, train_dataset=conversations()),
-    "loss_type": changes_losses("dft"),
-    "activation_offloading": raises(True, "activation_offloading is True, which is not supported"),
-    "pad_token": sets("<unk>", EOS + 2, lambda trainer: trainer.data_collator.pad_token_id),
-    "accelerate": sets(False, False, lambda trainer: is_accelerated(trainer.model)),
-    "unpadded": sets(False, False, lambda trainer: trainer.data_collator.unpadded),
-    "packed_weight_bytes": packs_weights,
-    "on_bad_rows": leaves_rows_out,
-    "keep_last": sets(2, 2, lambda trainer: trainer.args.save_total_limit),
-    "max_skipped_updates": raises(0, "max_skipped_updates is 0, expected at least 1"),
+    "completion_only_loss": FIELDS.changes_losses(False, train_dataset=completions()),
+    "assistant_only_loss": FIELDS.changes_losses(True, train_dataset=conversations()),
+    "loss_type": FIELDS.changes_losses("dft"),
 }
-OWN = {
-    item.name
-    for config in (TrainerConfig, SFTConfig)
-    for item in dataclasses.fields(config)
-    if item.name in config.__annotations__
-}
+OWN = own_fields(SFTConfig)
 
 
 def test_the_table_has_every_field():
@@ -203,6 +83,7 @@ MEANT = {
     "parallelism_config": object(),
     "label_smoothing_factor": 0.1,
     "auto_find_batch_size": True,
+    "activation_offloading": True,
 }
 
 
@@ -222,18 +103,18 @@ def test_options_of_transformers_that_would_be_ignored_are_refused(tmp_path, nam
 
 # What transformers' own loop does with its options, of which some are looked at: it is not ours.
 INHERITED = {
-    "weight_decay": changes_losses(0.9, max_steps=6, learning_rate=0.1),
-    "max_grad_norm": changes_losses(1e-3),
-    "lr_scheduler_type": changes_losses("cosine", max_steps=6),
-    "warmup_steps": changes_losses(2),
-    "gradient_accumulation_steps": changes_losses(1),
-    "per_device_train_batch_size": changes_losses(3),
-    "seed": changes_losses(1),
-    "data_seed": changes_losses(1),
-    "optim": changes_losses("sgd"),
-    "adam_beta1": changes_losses(0.5, max_steps=6),
-    "neftune_noise_alpha": changes_losses(5.0),
-    "dataloader_drop_last": sets(True, True, lambda trainer: trainer.args.dataloader_drop_last),
+    "weight_decay": FIELDS.changes_losses(0.9, max_steps=6, learning_rate=0.1),
+    "max_grad_norm": FIELDS.changes_losses(1e-3),
+    "lr_scheduler_type": FIELDS.changes_losses("cosine", max_steps=6),
+    "warmup_steps": FIELDS.changes_losses(2),
+    "gradient_accumulation_steps": FIELDS.changes_losses(1),
+    "per_device_train_batch_size": FIELDS.changes_losses(3),
+    "seed": FIELDS.changes_losses(1),
+    "data_seed": FIELDS.changes_losses(1),
+    "optim": FIELDS.changes_losses("sgd"),
+    "adam_beta1": FIELDS.changes_losses(0.5, max_steps=6),
+    "neftune_noise_alpha": FIELDS.changes_losses(5.0),
+    "dataloader_drop_last": FIELDS.sets(True, True, lambda trainer: trainer.args.dataloader_drop_last),
 }
 
 

@@ -16,16 +16,16 @@ from tests.support.tiny import WIDTH, tiny_gpt2, tiny_llama
 TIMED = ("train_runtime", "eval_runtime")
 
 
-class SimulatedConfig(SFTConfig):
-    """A config whose device is sim:0."""
+class SimulatedDevice:
+    """The part of a config whose device is sim:0."""
 
     @property
     def device(self) -> torch.device:
         return torch.device("sim", 0) if super().device.type == "cpu" else super().device
 
 
-class SimulatedTrainer(SFTTrainer):
-    """A trainer whose models stay on sim:0."""
+class StaysThere:
+    """The part of a trainer whose models stay on sim:0."""
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -34,8 +34,8 @@ class SimulatedTrainer(SFTTrainer):
         )
 
 
-class SteppedTrainer(SimulatedTrainer):
-    """Forward and backward are steps of the device, in which the host must not wait."""
+class SteppedRun(StaysThere):
+    """The part of a trainer whose forward and backward are steps of the device, in which the host must not wait."""
 
     device_books = None
 
@@ -46,6 +46,18 @@ class SteppedTrainer(SimulatedTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.waited |= set(self.device_books.waits - before)
         return loss
+
+
+class SimulatedConfig(SimulatedDevice, SFTConfig):
+    """On sim:0."""
+
+
+class SimulatedTrainer(StaysThere, SFTTrainer):
+    """On sim:0."""
+
+
+class SteppedTrainer(SteppedRun, SFTTrainer):
+    """On sim:0, in steps."""
 
 
 def run(folder, monkeypatch, device=None, **options):

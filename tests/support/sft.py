@@ -45,23 +45,25 @@ def conversations(rows: int = 24, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+# Six steps of two times two rows, every one logged, no checkpoint unless asked for.
+TINY_RUN = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 6,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
+
+
 def sft_config(output_dir: Any, **overrides: Any) -> SFTConfig:
-    """Six steps of two times two rows, every one logged, no checkpoint unless asked for."""
-    options = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-    }
-    return SFTConfig(**{**options, **overrides})
+    """A tiny run."""
+    return SFTConfig(**({"output_dir": str(output_dir)} | TINY_RUN | overrides))
 
 
 def sft_trainer(output_dir: Any, **overrides: Any) -> SFTTrainer:
