@@ -41,6 +41,7 @@ Observer = Callable[[Kernel, tuple[Any, ...]], Any]
 
 _observers: list[Observer] = []
 _reasons: list[str] = []
+_changes = 0
 
 
 def observer() -> Observer | None:
@@ -51,11 +52,20 @@ def observer() -> Observer | None:
 @contextmanager
 def observing(watch: Observer) -> Iterator[None]:
     """In the block `watch` gets every call of every operation, and runs it itself."""
+    global _changes
     _observers.append(watch)
+    _changes += 1
     try:
         yield
     finally:
         _observers.remove(watch)
+        _changes += 1
+
+
+def changes() -> int:
+    """How often who watches has changed: a part of the key of tensors that are kept for a device, since a simulated
+    one's are gone with it."""
+    return _changes
 
 
 @contextmanager

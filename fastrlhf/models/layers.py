@@ -50,25 +50,26 @@ def _is_one_product(x: torch.Tensor, projection: Projection) -> bool:
 
 def _with_adapter(x: torch.Tensor, projection: Projection, group_offsets: torch.Tensor | None):
     weight, bias, [(down, up, _, scaling)], _ = projection
-    parts = (weight.codes, weight.scales) if isinstance(weight, QuantizedWeight) else (weight, None)
     if group_offsets is None:
         group_offsets = whole_batch(len(x), x.device)
     adapter = down[None], up[None], group_offsets, scale_of(scaling, x.device)
-    return dispatch.call("lora_linear", x, *parts, None, None, *adapter, bias)[0]
+    return dispatch.call("lora_linear", x, *_parts(weight), *adapter, bias)[0]
 
 
 def _base_product(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     weight, bias, _, transposed = projection
-    if isinstance(weight, QuantizedWeight):
-        parts = weight.codes, weight.scales, weight.scale_scales, weight.offset
-        return dispatch.call("linear", x, *parts, bias)
     if transposed:
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
     return _linear(x, weight, bias)
 
 
 def _linear(x, weight, bias=None):
-    return dispatch.call("linear", x, weight, None, None, None, bias)
+    return dispatch.call("linear", x, *_parts(weight), bias)
+
+
+def _parts(weight: torch.Tensor | QuantizedWeight) -> tuple[torch.Tensor | None, ...]:
+    """The weight as operations take it: its codes, scales, their scales and their offset."""
+    return weight[:4] if isinstance(weight, QuantizedWeight) else (weight, None, None, None)
 
 
 def project_rows(x: torch.Tensor, projection: Projection) -> torch.Tensor:

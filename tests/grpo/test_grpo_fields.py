@@ -362,9 +362,12 @@ def test_rows_without_gradient(tmp_path, monkeypatch, rows, passes):
     assert len(counted) == passes
 
 
-@pytest.mark.parametrize(("reuse", "forwards"), [(None, 2), (True, 2), (False, 3)])
+@pytest.mark.parametrize(("reuse", "forwards"), [(None, 4), (True, 4), (False, 6)])
 def test_reuse_rollout_logprobs(tmp_path, reuse, forwards):
-    trainer = group_trainer("grpo", tmp_path, num_iterations=2, max_steps=2, reuse_rollout_logprobs=reuse)
+    """In two micro-batches: else the forward of the first update is the evaluation's too."""
+    halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    options = {"num_iterations": 2, "max_steps": 2, "reuse_rollout_logprobs": reuse}
+    trainer = group_trainer("grpo", tmp_path, **halves, **options)
     calls = []
     trainer.model.register_forward_hook(lambda *_: calls.append(1))
     trainer.train()
