@@ -16,6 +16,7 @@ from fastrlhf.bench.peers import TRL
 from fastrlhf.bench.ppo_vs_trl import PEERS
 from fastrlhf.bench.results import Provenance, provenance
 from fastrlhf.bench.sides import run_side
+from fastrlhf.bench.table import Figure, show_side_by_side
 
 SHOWN_KERNELS = 12
 
@@ -133,29 +134,21 @@ def _moved(step: Mapping[str, Any]) -> int:
 
 
 def show(rows: Sequence[LaunchRow], found: Mapping[str, dict[str, Any]]) -> None:
-    """Print a table with a column for each contender, and the kernels that each launches most."""
+    """Print the table, and the kernels that each contender launches most."""
     from rich.console import Console
-    from rich.table import Table
 
-    ours, *peers = rows
-    case = f"{ours.mode} {ours.model}"
-    table = Table(title=f"One PPO step on the simulated accelerator: {case}", title_justify="left")
-    table.add_column()
-    for name in (row.contender for row in rows):
-        table.add_column(name, justify="right")
-    for peer in peers:
-        table.add_column(f"share of {peer.contender}'s", justify="right")
-        table.add_column("target")
-    for title, figure, shares in FIGURES:
-        cells = [f"{getattr(row, figure):,.0f}" for row in rows]
-        for peer in peers:
-            share = getattr(peer, f"ours_{shares}") if shares else None
-            cells += (
-                ["", ""] if share is None else [f"{share:.3f}", verdict(case, peer.contender, shares, share)]
-            )
-        table.add_row(title, *cells)
+    case = f"{rows[0].mode} {rows[0].model}"
+    figures = []
+    for title, name, shares in FIGURES:
+        values = [f"{getattr(row, name):,.0f}" for row in rows]
+        compared = []
+        for peer in rows[1:] if shares else ():
+            share = getattr(peer, f"ours_{shares}")
+            compared.append((f"{share:.3f}", verdict(case, peer.contender, shares, share)))
+        figures.append(Figure(title, values, compared))
+    title = f"One PPO step on the simulated accelerator: {case}"
+    show_side_by_side(title, [row.contender for row in rows], "share of {}'s", figures)
     console = Console()
-    console.print(table)
     for name, step in found.items():
         most = list(step["launches"].items())[:SHOWN_KERNELS]
         console.print(f"{name} launches most: " + ", ".join(f"{kernel} {times:,}" for kernel, times in most))

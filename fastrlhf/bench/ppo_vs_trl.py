@@ -18,6 +18,7 @@ from fastrlhf.bench.peer_targets import verdict
 from fastrlhf.bench.peers import TRL
 from fastrlhf.bench.results import Provenance, provenance, spread
 from fastrlhf.bench.sides import run_side
+from fastrlhf.bench.table import Figure, show_side_by_side
 
 PHASES = ("rollout", "reward", "evaluate", "update")
 PEERS = {"full": "trl", "eos": "trl", "lora": "trl+peft"}
@@ -143,28 +144,23 @@ def _row(mode: str, model: str, name: str, rounds: Sequence[dict[str, Any]], whe
 
 def show(rows: Sequence[StepRow]) -> None:
     """Print the table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="PPO steps (seconds, medians)", title_justify="left", show_lines=True)
-    for column in ("case", "contender", "step", *PHASES, "tokens/s", "tokens a response", "peak MB"):
-        table.add_column(column)
-    for column in ("ours: times faster", "target", "ours: share of its memory", "target"):
-        table.add_column(column)
-    for row in rows:
-        case = f"{row.mode} {row.model}"
-        seconds = (row.step_s_p50, row.rollout_s, row.reward_s, row.evaluate_s, row.update_s)
-        figures = [f"{second:.3g}" for second in seconds]
-        figures += [f"{row.tokens_per_second:.1f}", f"{row.response_tokens:.1f}", f"{row.peak_rss_mb:.0f}"]
-        if row.contender != "ours":
-            figures += [
-                f"{row.ours_faster:.2f} ({row.ours_faster_low:.2f} to {row.ours_faster_high:.2f})",
-                verdict(case, row.contender, "speed", row.ours_faster),
-                f"{row.ours_memory:.2f} ({row.ours_memory_low:.2f} to {row.ours_memory_high:.2f})",
-                verdict(case, row.contender, "memory", row.ours_memory),
-            ]
-        table.add_row(case, row.contender, *figures)
-    Console().print(table)
+    case = f"{rows[0].mode} {rows[0].model}"
+    faster, memory = [], []
+    for row in rows[1:]:
+        ratio = f"{row.ours_faster:.2f} ({row.ours_faster_low:.2f} to {row.ours_faster_high:.2f})"
+        share = f"{row.ours_memory:.2f} ({row.ours_memory_low:.2f} to {row.ours_memory_high:.2f})"
+        faster.append((ratio, verdict(case, row.contender, "speed", row.ours_faster)))
+        memory.append((share, verdict(case, row.contender, "memory", row.ours_memory)))
+    figures = [Figure("a step, s", [f"{row.step_s_p50:.3g}" for row in rows], faster)]
+    for phase in PHASES:
+        figures.append(Figure(f"  {phase}, s", [f"{getattr(row, f'{phase}_s'):.3g}" for row in rows]))
+    figures += [
+        Figure("response tokens a second", [f"{row.tokens_per_second:.1f}" for row in rows]),
+        Figure("tokens a response", [f"{row.response_tokens:.1f}" for row in rows]),
+        Figure("peak memory, MB", [f"{row.peak_rss_mb:,.0f}" for row in rows], memory),
+    ]
+    title = f"PPO steps, {case}: medians of {rows[0].rounds} round(s)"
+    show_side_by_side(title, [row.contender for row in rows], "ours, of {}", figures)
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
