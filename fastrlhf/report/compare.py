@@ -158,7 +158,10 @@ def _draw(chart: Chart, runs: Sequence[Run], path: Path, theme: Theme) -> Path:
         for row in runs[int(place)].rows
         if name in row
     ]
-    labels = {place: "each step" if len(runs) == 1 else _label(runs[int(place)].name) for place in drawn}
+    # of every run, so that each has its colour in all charts
+    labels = {
+        str(place): "each step" if len(runs) == 1 else _label(run.name) for place, run in enumerate(runs)
+    }
     panel = Panel(_plain(chart.title), chart.unit, labels, from_zero=chart.from_zero, percent=chart.percent)
     figure = new_figure(figure_class())
     draw_panel(figure.subplots(), panel, rows, {}, theme)
@@ -207,22 +210,21 @@ def _result(chart: Chart, run: Run) -> str:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """The settings in which runs differ."""
-    settings = [
-        {**(run.record.get("options") or {}), **(run.record.get("configuration") or {})} for run in runs
-    ]
-    if not any(settings):
+    """The settings in which the runs with a record differ; fields of a configuration where all of them have it."""
+    runs = [run for run in runs if run.record]
+    if len(runs) < 2:
         return ""
-    names = dict.fromkeys(name for each in settings for name in each if name not in _OF_NO_INTEREST)
+    options, fields = ([run.record.get(part) or {} for run in runs] for part in ("options", "configuration"))
+    names = dict.fromkeys(name for each in options for name in each)
+    shared = [name for name in fields[0] if all(name in each for each in fields)]
+    found = {name: [each.get(name, "not set") for each in options] for name in names}
+    found |= {name: [each[name] for each in fields] for name in shared if name not in _OF_NO_INTEREST}
     lines = [
-        [name, *(str(each.get(name, "not set")) for each in settings)]
-        for name in names
-        if any(each.get(name, _MISSING) != settings[0].get(name, _MISSING) for each in settings)
+        [name, *map(str, values)]
+        for name, values in found.items()
+        if any(value != values[0] for value in values)
     ]
     return _html_table("What differs", ["Setting", *(run.name for run in runs)], lines) if lines else ""
-
-
-_MISSING = object()
 
 
 def _html_table(heading: str, names: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

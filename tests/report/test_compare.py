@@ -54,8 +54,8 @@ def test_a_metric_of_two_names_is_one_plot_with_a_line_for_each_run(tmp_path):
     first, second, third, _ = LIGHT.lines
     assert [[has(drawn[name], color) for color in (first, second, third)] for name in drawn] == [
         [True, True, False],
-        [True, False, False],
-        [True, False, False],
+        [False, False, True],
+        [False, True, False],
     ]
     assert "3 runs" in found.text and "Further metrics" in found.text
 
@@ -73,19 +73,20 @@ def test_what_differs(tmp_path):
     records = [
         {
             "options": {"rewards": "a.py:f"},
-            "configuration": {"kl_coef": coef, "seed": 1, "output_dir": str(coef)},
-        }
-        for coef in (0.05, 0.1)
+            "configuration": {"kl_coef": 0.05, "seed": 1, "output_dir": "one"},
+        },
+        {"options": {"rewards": "a.py:f"}, "configuration": {"kl_coef": 0.1, "seed": 1, "output_dir": "two"}},
+        {"options": {"peft": {"r": 2}}, "configuration": {"beta": 0.1, "seed": 2, "output_dir": "three"}},
     ]
-    found = page(tmp_path, Run("one", PPO, records[0]), Run("two", PPO, records[1]), Run("three", PPO))
-    assert (
-        "Setting one two three rewards a.py:f a.py:f not set kl_coef 0.05 0.1 not set seed 1 1 not set"
-        in found.text
+    one, two, three = (
+        Run(name, PPO, record) for name, record in zip(("one", "two", "three"), records, strict=True)
     )
-    found = page(tmp_path, Run("one", PPO, records[0]), Run("two", PPO, records[1]))
-    assert "What differs Setting one two kl_coef 0.05 0.1" in found.text
-    for text in ("rewards a.py", "seed", "output_dir"):
-        assert text not in found.text
+    bare = Run("bare", PPO)
+    found = page(tmp_path, one, bare, two)
+    assert found.text.endswith("What differs Setting one two kl_coef 0.05 0.1")
+    found = page(tmp_path, one, three)
+    assert found.text.endswith("Setting one three rewards a.py:f not set peft not set {'r': 2} seed 1 2")
+    assert "What differs" not in page(tmp_path, one, bare).text
 
 
 def test_one_run(tmp_path):
