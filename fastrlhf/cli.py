@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from fastrlhf.bench.command import add_bench
+from fastrlhf.commands.chat import add_chat
+from fastrlhf.commands.report import add_report
 from fastrlhf.commands.stage import add_init, add_stage
 from fastrlhf.commands.stages import STAGES
 from fastrlhf.demo.command import add_demo
@@ -15,7 +17,7 @@ from fastrlhf.generation.command import add_generate
 from fastrlhf.plan import add_plan
 from fastrlhf.version import __version__
 
-SUBCOMMANDS = (add_demo, add_generate, add_doctor, add_bench, add_plan)
+SUBCOMMANDS = (add_demo, add_generate, add_chat, add_doctor, add_bench, add_plan, add_report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

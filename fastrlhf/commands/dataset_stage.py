@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastrlhf.commands.options import OptionError
+from fastrlhf.commands.parts import PEFT, TOKENIZER, adapter, require
 from fastrlhf.commands.stage import Stage
 
 OPTIONS = {
     "model": "a folder, or a name on the Hugging Face hub",
     "train_dataset": "a file of rows (.jsonl, .json, .csv, .tsv, .parquet), a folder of such, or a saved dataset",
     "eval_dataset": "the same, held out",
-    "tokenizer": "a folder or a name; the model's own if left out",
-    "peft": "arguments of peft.LoraConfig, to train an adapter; {r: 16, lora_alpha: 32, target_modules: all-linear}",
+    "tokenizer": TOKENIZER,
+    "peft": PEFT,
 }
 REF_MODEL = {"ref_model": "the reference, a folder or a name; the model before training if left out"}
 
@@ -42,9 +42,7 @@ def dataset_stage(
         return getattr(fastrlhf, f"{prefix}Config")
 
     def build(args: Any, given: Mapping[str, Any]) -> Any:
-        for required in ("model", "train_dataset"):
-            if not given.get(required):
-                raise OptionError(f"{required} is not set: {OPTIONS[required]}")
+        require(given, OPTIONS, "model", "train_dataset")
         import fastrlhf
         from fastrlhf.data.files import load_file
 
@@ -59,7 +57,7 @@ def dataset_stage(
             train_dataset=load_file(given["train_dataset"], **checks),
             eval_dataset=load_file(held_out, split="test", **checks) if held_out else None,
             processing_class=_tokenizer(given.get("tokenizer")),
-            peft_config=_adapter(given.get("peft"), task_type),
+            peft_config=adapter(given.get("peft"), task_type),
             **({"ref_model": _reference(given["ref_model"], args)} if given.get("ref_model") else {}),
         )
 
@@ -72,14 +70,6 @@ def _tokenizer(name: str | None) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name)
-
-
-def _adapter(options: Mapping[str, Any] | None, task_type: str) -> Any:
-    if not options:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(**({"task_type": task_type} | dict(options)))
 
 
 def _reference(name: str, args: Any) -> Any:

@@ -80,6 +80,7 @@ def run_stage(stage: Stage, path: Path, flags: list[str]) -> int:
 
 def _train(stage: Stage, trainer: Any, given: dict[str, Any], resume: Any) -> int:
     from fastrlhf.commands.record import write_record
+    from fastrlhf.ppo.rewards import RewardError
     from fastrlhf.report.callback import JsonlCallback
     from fastrlhf.trainers.checkpoint import CheckpointError, checkpoints, clear_leftovers
     from fastrlhf.trainers.guard import TrainingStopped
@@ -93,7 +94,7 @@ def _train(stage: Stage, trainer: Any, given: dict[str, Any], resume: Any) -> in
     try:
         trainer.train(resume_from_checkpoint=resume or None)
         trainer.save_model()
-    except (CheckpointError, TrainingStopped) as error:
+    except (CheckpointError, TrainingStopped, RewardError, FloatingPointError) as error:
         raise SystemExit(f"fastrlhf {stage.name}: {error}") from None
     print(f"{folder}: the model, {METRICS}, and what made them", file=sys.stderr)
     return 0

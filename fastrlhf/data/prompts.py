@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from fastrlhf.data.chat import chat_tokens
+from fastrlhf.data.rows import is_conversation, plain_messages
+
 COLUMNS = ("input_ids", "attention_mask")
 
 
@@ -51,8 +54,10 @@ def ensure_pad_token(tokenizer: Any, vocab_size: int) -> int:
 def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") -> Any:
     """`dataset` with an `input_ids` column: as it is if it has one, else tokenised from its `prompt` column.
 
+    A prompt is a text, or messages that the tokenizer's chat template makes a text of.
+
     Raises:
-        ValueError: neither column is there; the message lists those that are.
+        ValueError: neither column is there (the message lists those that are), or messages without a chat template.
     """
     if isinstance(dataset, dict):
         return {key: tokenize_prompts(part, tokenizer, f"{name}[{key!r}]") for key, part in dataset.items()}
@@ -62,10 +67,14 @@ def tokenize_prompts(dataset: Any, tokenizer: Any, name: str = "train_dataset") 
     if "prompt" not in columns:
         raise ValueError(f"{name} has columns {columns}, expected `input_ids` (tokens) or `prompt` (text)")
     if not hasattr(dataset, "map"):
-        return [{**row, "input_ids": tokenizer(row["prompt"])["input_ids"]} for row in dataset]
-    return dataset.map(
-        lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, desc=f"Tokenizing {name}"
-    )
+        return [{**row, "input_ids": _prompt_tokens(tokenizer, row)} for row in dataset]
+    return dataset.map(lambda row: {"input_ids": _prompt_tokens(tokenizer, row)}, desc=f"Tokenizing {name}")
+
+
+def _prompt_tokens(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    if not is_conversation(row["prompt"]):
+        return tokenizer(row["prompt"])["input_ids"]
+    return chat_tokens(tokenizer, plain_messages(row["prompt"]), row, add_generation_prompt=True)
 
 
 def _columns(dataset: Any) -> list[str] | None:

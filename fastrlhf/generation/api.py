@@ -12,7 +12,7 @@ from fastrlhf.generation.request import Event, Request
 from fastrlhf.generation.run import run
 from fastrlhf.generation.settings import Settings
 from fastrlhf.generation.text import ResponseText
-from fastrlhf.models.backbone import base_model, evaluation_mode
+from fastrlhf.models.backbone import end_tokens, evaluation_mode
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | torch.Tensor
 
@@ -88,7 +88,7 @@ def generate(
         raise ValueError(f"num_samples is {num_samples}, expected at least 1")
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings need a tokenizer to read the completions with")
-    ends = _end_tokens(model) if stop_token_ids is None else tuple(stop_token_ids)
+    ends = end_tokens(model) if stop_token_ids is None else tuple(stop_token_ids)
     most, seeds = (
         _of_each(name, given, len(token_lists))
         for name, given in (("max_new_tokens", max_new_tokens), ("seed", seed))
@@ -153,13 +153,6 @@ def _unpadded(prompts: torch.Tensor, attention_mask: torch.Tensor | None) -> lis
             f"attention_mask has shape {list(mask.shape)}, expected that of prompts: {list(prompts.shape)}"
         )
     return [tuple(row[kept].tolist()) for row, kept in zip(prompts.cpu(), mask.cpu(), strict=True)]
-
-
-def _end_tokens(model: nn.Module) -> tuple[int, ...]:
-    ends = getattr(getattr(base_model(model), "generation_config", None), "eos_token_id", None)
-    if ends is None:
-        return ()
-    return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
 def _of_each(name: str, given: int | Sequence[int], prompts: int) -> list[int]:

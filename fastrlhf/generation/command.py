@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fastrlhf.generation.flags import add_settings, load, settings_of
+
 
 def add_generate(subparsers: argparse._SubParsersAction) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("generate", help="complete prompts with a language model")
-    parser.add_argument("model", metavar="MODEL", help="a folder or a name on the Hugging Face hub")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder (an adapter's too) or a name on the Hugging Face hub"
+    )
     parser.add_argument(
         "--prompt",
         action="append",
@@ -20,19 +24,9 @@ def add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="print the text as it comes, a prompt after the other"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--num-samples", type=int, default=1, help="completions of each prompt (default: 1)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=0, help="default: %(default)s, all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--min-p", type=float, default=0.0, help="default: %(default)s")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="a text that ends a completion"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="rows at a time (default: all)")
-    parser.add_argument("--int8", action="store_true", help="compute with weights in 8 bits")
+    add_settings(parser, max_new_tokens=128)
     parser.set_defaults(run=_run)
 
 
@@ -40,25 +34,8 @@ def _run(arguments: argparse.Namespace) -> int:
     prompts = arguments.prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise SystemExit("fastrlhf generate: no prompt; give --prompt TEXT, or lines on stdin")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-        model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"fastrlhf generate: {arguments.model} cannot be loaded: {error}") from None
-    options = {
-        "tokenizer": tokenizer,
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "min_p": arguments.min_p,
-        "repetition_penalty": arguments.repetition_penalty,
-        "stop_strings": arguments.stop,
-        "seed": arguments.seed,
-        "weights": "int8" if arguments.int8 else None,
-    }
+    model, tokenizer = load("generate", arguments.model)
+    options = settings_of(arguments) | {"tokenizer": tokenizer}
     given = [_in_chat(tokenizer, prompt) for prompt in prompts] if arguments.chat else prompts
     try:
         if arguments.stream:

@@ -105,14 +105,6 @@ def check_router(model: nn.Module, args: GroupConfig) -> None:
         )
 
 
-def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
-    ends = getattr(getattr(base_model(model), "generation_config", None), "eos_token_id", None)
-    ends = [] if ends is None else as_list(ends)
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return tuple(dict.fromkeys([*own, *ends]))
-
-
 def _init_kwargs(args: GroupConfig) -> dict[str, Any]:
     return {
         "dtype": torch.float32,

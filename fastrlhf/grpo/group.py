@@ -19,7 +19,6 @@ from fastrlhf.grpo.arguments import (
     check_dropout,
     check_reference,
     check_router,
-    end_tokens,
     load_policy,
     load_rewards,
     load_tokenizer,
@@ -34,7 +33,7 @@ from fastrlhf.grpo.measures import Pending, length_measures, reward_measures
 from fastrlhf.grpo.plan import make_plan, sampling_settings
 from fastrlhf.grpo.rewards import Completed, Rewards
 from fastrlhf.grpo.stats import GroupStats
-from fastrlhf.models.backbone import base_model, context_length, is_peft
+from fastrlhf.models.backbone import base_model, context_length, end_tokens, is_peft
 from fastrlhf.ppo.arguments import check_policy
 from fastrlhf.ppo.experience import Evaluation, off_policy_correction
 from fastrlhf.ppo.online import Needs, OnlineTrainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,6 +51,14 @@ def has_backbone(model: nn.Module) -> bool:
 def hidden_size(model: nn.Module) -> int:
     """Width of the hidden states."""
     return base_model(model).config.get_text_config().hidden_size
+
+
+def end_tokens(model: nn.Module, tokenizer: Any = None) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's, and those of the model's generation configuration."""
+    ends = getattr(getattr(base_model(model), "generation_config", None), "eos_token_id", None)
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    own = getattr(tokenizer, "eos_token_id", None)
+    return tuple(dict.fromkeys(ends if own is None else [own, *ends]))
 
 
 def context_length(model: nn.Module) -> int | None:

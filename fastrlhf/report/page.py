@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,6 +14,7 @@ from fastrlhf.report.metrics import read_metrics
 from fastrlhf.report.plots import draw_plots
 from fastrlhf.report.text import printable
 
+SUMMARY = "summary.json"
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -37,23 +38,30 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """
     run_dir = Path(run_dir)
     rows = read_metrics(run_dir / "metrics.jsonl")
-    summary = _read_summary(run_dir / "summary.json")
+    summary = _read_summary(run_dir / SUMMARY)
     light = draw_plots(rows, run_dir / "plots", summary=summary)
     dark = draw_plots(rows, run_dir / "plots" / "dark", summary=summary, dark=True)
-    pictures = {name: (_data_uri(light[name]), _data_uri(dark[name])) for name in light if name != "overview"}
+    pictures = {name: (data_uri(light[name]), data_uri(dark[name])) for name in light if name != "overview"}
     body = [
         sections.headline(summary),
         sections.plots(pictures),
         sections.samples(summary),
         sections.setup(summary),
     ]
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(printable(summary.get("title") or "Training run")),
-        lead=sections.lead(rows, summary),
-        body="\n".join(section for section in body if section),
-        footer=sections.footer(summary),
+    title = summary.get("title") or "Training run"
+    return fill_page(
+        run_dir / "report.html", title, sections.lead(rows, summary), body, sections.footer(summary)
     )
-    path = run_dir / "report.html"
+
+
+def fill_page(path: Path, title: str, lead: str, body: Sequence[str], footer: str) -> Path:
+    """Write a page; `lead`, the sections of `body` (empty ones are left out) and `footer` are HTML, `title` is text."""
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(printable(title)),
+        lead=lead,
+        body="\n".join(section for section in body if section),
+        footer=footer,
+    )
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -70,5 +78,6 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
     return summary
 
 
-def _data_uri(png: Path) -> str:
+def data_uri(png: Path) -> str:
+    """A picture as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()

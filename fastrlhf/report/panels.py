@@ -15,6 +15,9 @@ Rows = Sequence[Mapping[str, Any]]
 Data = dict[str, tuple[np.ndarray, np.ndarray]]
 # More bars than this run into one another at the size of a plot.
 _MOST_BARS = 60
+_STROKES = ("-", "--", ":", "-.")
+# In a legend of one line; more go into columns.
+_MOST_LETTERS, _COLUMNS = 60, 3
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ def draw_panel(axes, panel: Panel, rows: Rows, summary: Mapping[str, Any], theme
 
 
 def _draw_lines(axes, panel: Panel, data: Data, theme: Theme) -> None:
-    for color, (name, label) in zip(theme.lines, panel.metrics.items(), strict=False):
+    for place, (name, label) in enumerate(panel.metrics.items()):
         if name not in data:
             continue
+        # more lines than colours are told apart by their strokes
+        again, place = divmod(place, len(theme.lines))
+        color, stroke = theme.lines[place], _STROKES[again % len(_STROKES)]
         steps, values = data[name]
         window = smoothing_window(len(steps)) if panel.style == "noisy" else 1
         if window > 1:
@@ -82,7 +88,8 @@ def _draw_lines(axes, panel: Panel, data: Data, theme: Theme) -> None:
             label = f"mean of {window} steps" if each else label
         # A dot, since a line through one point is invisible.
         marker = "o" if len(steps) == 1 else None
-        axes.plot(steps, running_mean(values, window), color=color, linewidth=2.2, marker=marker, label=label)
+        calm = running_mean(values, window)
+        axes.plot(steps, calm, stroke, color=color, linewidth=2.2, marker=marker, label=label)
 
 
 def _draw_references(axes, panel: Panel, summary: Mapping[str, Any], theme: Theme) -> None:
@@ -144,7 +151,11 @@ def _dress(axes, panel: Panel, title: str, theme: Theme) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
     axes.set_facecolor(theme.paper)
-    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=theme.ink, pad=24)
+    columns = _legend_columns(panel)
+    lines = -(-len(panel.metrics) // columns)
+    axes.set_title(
+        title, loc="left", fontsize=12.5, fontweight="bold", color=theme.ink, pad=24 + 13 * (lines - 1)
+    )
     axes.set_xlabel("step", fontsize=9.5, color=theme.muted)
     axes.set_ylabel(panel.unit, fontsize=9.5, color=theme.muted)
     axes.tick_params(colors=theme.muted, labelsize=9, length=0, pad=5)
@@ -170,7 +181,7 @@ def _dress(axes, panel: Panel, title: str, theme: Theme) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=len(panel.metrics) + 1,
+        ncols=columns,
         fontsize=9,
         labelcolor=theme.muted,
         frameon=False,
@@ -180,3 +191,9 @@ def _dress(axes, panel: Panel, title: str, theme: Theme) -> None:
         handletextpad=0.5,
         columnspacing=1.3,
     )
+
+
+def _legend_columns(panel: Panel) -> int:
+    fits = sum(map(len, panel.metrics.values())) <= _MOST_LETTERS
+    # with one metric there are two lines
+    return len(panel.metrics) + 1 if fits else _COLUMNS

@@ -157,8 +157,7 @@ def draw_plots(
     measured = {name: panels for name, panels in measured.items() if panels}
     files = {}
     for name, panels in measured.items():
-        figure = Figure(figsize=(6.4, 3.6), dpi=_DPI, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        figure = new_figure(Figure)
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
             draw_panel(axes, panel, rows, summary, theme)
         figure.align_ylabels()
@@ -199,6 +198,13 @@ def save(figure, path: Path, theme: Theme) -> Path:
     """Write `figure` as PNG; without the name and version of the program, the same run gives the same bytes."""
     figure.savefig(path, format="png", facecolor=theme.paper, metadata={"Software": None})
     return path
+
+
+def new_figure(figure_class):
+    """An empty figure of a plot's size."""
+    figure = figure_class(figsize=(6.4, 3.6), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    return figure
 
 
 def figure_class():

@@ -63,11 +63,7 @@ def plots(pictures: Mapping[str, tuple[str, str]]) -> str:
         pictures: name of the plot to the data URIs of its light and its dark picture.
     """
     figures = [
-        f"""<figure class="card">
-<picture><source media="(prefers-color-scheme: dark)" srcset="{pictures[plot.name][1]}">\
-<img src="{pictures[plot.name][0]}" alt="{escape(plot.panels[0].title)} over the steps of the run"></picture>
-<figcaption>{escape(plot.caption)}</figcaption>
-</figure>"""
+        figure(*pictures[plot.name], f"{plot.panels[0].title} over the steps of the run", plot.caption)
         for plot in PLOTS
         if plot.name in pictures
     ]
@@ -77,6 +73,16 @@ def plots(pictures: Mapping[str, tuple[str, str]]) -> str:
         "<h2>Training</h2>\n"
         '<p class="lead">Faint lines are single steps, bold ones running means.</p>\n'
         f'<div class="plots">\n{chr(10).join(figures)}\n</div>'
+    )
+
+
+def figure(light: str, dark: str, alt: str, caption: str) -> str:
+    """One plot, by the data URIs of its light and its dark picture, with its caption if it has one."""
+    caption = f"\n<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return (
+        '<figure class="card">\n'
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(printable(alt))}"></picture>{caption}\n</figure>'
     )
 
 

@@ -140,7 +140,7 @@ def test_init_prints_every_option(name, capsys):
     everything = yaml.safe_load("\n".join(lines))
     fields = {item.name for item in dataclasses.fields(stage.config()) if item.init}
     assert everything.keys() == stage.options.keys() | fields
-    assert everything["max_length"] == 1024 and everything["save_strategy"] == "steps"
+    assert everything["seed"] == 42 and everything["save_strategy"] == "steps", "defaults are there"
     assert printed == example(stage)
     for option, value in stage.example.items():
         assert option in stage.options or option in fields, (option, value)

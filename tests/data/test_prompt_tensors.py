@@ -54,6 +54,19 @@ def test_text_becomes_tokens_and_tokens_stay():
         tokenize_prompts(Dataset.from_dict({"text": ["w1"]}), toy_tokenizer(), "eval_dataset")
 
 
+def test_conversations_become_tokens_by_the_chat_template():
+    messages = [{"role": "user", "content": "w1 w2"}]
+    dataset = Dataset.from_dict({"prompt": [messages]})
+    tokenizer = toy_tokenizer()
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        tokenize_prompts(dataset, tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w7 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w8{% endif %}"
+    )
+    assert tokenize_prompts(dataset, tokenizer)["input_ids"][:] == [[7, 1, 2, 8]]
+    assert tokenize_prompts([{"prompt": messages}], tokenizer)[0]["input_ids"] == [7, 1, 2, 8]
+
+
 @pytest.mark.parametrize("kind", ["dataset", "list"])
 def test_prompts_that_do_not_fit_are_refused_by_row(kind):
     def check(rows, limit):
