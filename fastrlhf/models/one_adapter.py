@@ -6,7 +6,6 @@ import functools
 
 import torch
 
-
 from fastrlhf.device.observe import changes
 
 

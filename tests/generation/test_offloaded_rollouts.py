@@ -23,6 +23,15 @@ def rollout(model, **options):
     return [(row.tokens, row.logprobs) for row in fastrlhf.generate(model, PROMPTS, **options)]
 
 
+def large_weights():
+    """Ten times the usual: a bit more or less anywhere then reaches the log-probabilities."""
+    model = tiny.tiny_llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() == 2 else 1)
+    return model
+
+
 def adapted():
     torch.manual_seed(0)
     return get_peft_model(tiny.tiny_llama(), LoraConfig(target_modules="all-linear", init_lora_weights=False))
@@ -35,7 +44,13 @@ def in_bits():
 
 
 # what a layer needs, and a little more
-LITTLE = {tiny.tiny_llama: 12_000, tiny.tiny_gpt2: 20_000, adapted: 20_000, in_bits: 44_000}
+LITTLE = {
+    tiny.tiny_llama: 12_000,
+    large_weights: 12_000,
+    tiny.tiny_gpt2: 20_000,
+    adapted: 20_000,
+    in_bits: 44_000,
+}
 
 
 @pytest.mark.parametrize("make", LITTLE, ids=lambda make: make.__name__)
