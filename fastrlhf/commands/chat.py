@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastrlhf.generation.flags import add_settings, load, settings_of
@@ -116,9 +118,12 @@ def _take_turn(model: Any, talk: Any, line: str, settings: dict[str, Any]) -> No
     show = printable if sys.stdout.isatty() else str
     answer = ""
     try:
-        for event in generate(model, [prompt], stream=True, **settings):
-            answer += event.text
-            print(show(event.text), end="", flush=True)
+        with _interrupts() as interrupts:
+            for event in generate(model, [prompt], stream=True, **settings):
+                answer += event.text
+                print(show(event.text), end="", flush=True)
+                if interrupts:
+                    break
     except KeyboardInterrupt:
         pass
     except (ValueError, FloatingPointError) as error:
@@ -127,6 +132,23 @@ def _take_turn(model: Any, talk: Any, line: str, settings: dict[str, Any]) -> No
         return
     print(flush=True)
     talk.answer(answer)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The Ctrl-C's that came; only a second one raises: an exception can be lost in a callback of PyTorch's."""
+    seen = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(message: object) -> None:

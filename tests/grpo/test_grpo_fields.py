@@ -362,7 +362,7 @@ def test_rows_without_gradient(tmp_path, monkeypatch, rows, passes):
     assert len(counted) == passes
 
 
-@pytest.mark.parametrize(("reuse", "forwards"), [(None, 4), (True, 4), (False, 6)])
+@pytest.mark.parametrize(("reuse", "forwards"), [(None, 4), (True, 4), (False, 5)])
 def test_reuse_rollout_logprobs(tmp_path, reuse, forwards):
     """In two micro-batches: else the forward of the first update is the evaluation's too."""
     halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
