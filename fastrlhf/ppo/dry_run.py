@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     PrinterCallback,
 )
+from transformers.utils import logging
 
 from fastrlhf.device import simulated
 from fastrlhf.device.holdings import by_kind
@@ -133,10 +134,22 @@ def dry_run(job: Job, *, capacity: float = inf, profile: Profile | str | None = 
     """
     place = "sim" if job.device_memory is None else "meta"
     with (
+        _errors_alone(),
         tempfile.TemporaryDirectory(prefix="fastrlhf-dry-run-") as folder,
         simulated.registered(capacity, profile=profile, values=False) as device,
     ):
         return run(make_trainer(job, folder, place), device)
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """What transformers says of a run is not of interest where there is none; afterwards it speaks as before."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def run(trainer: PPOTrainer, device: Ledger) -> Books:
@@ -258,7 +271,6 @@ def _arguments(job: Job, folder: str) -> PPOConfig:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        log_level="error",
     )
 
 
