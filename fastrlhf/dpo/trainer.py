@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -62,7 +62,7 @@ class DPOTrainer(BaseTrainer):
 
     _tag_names = ("fastrlhf", "dpo")
     checkpoint_name = "dpo"
-    ratios = {  # noqa: RUF012
+    ratios: ClassVar = {
         "entropy": ("entropy", "tokens"),
         "mean_token_accuracy": ("correct", "chosen_tokens"),
         "logits/chosen": ("chosen_logits", "chosen_tokens"),

@@ -20,7 +20,6 @@ from fastrlhf.models.backbone import evaluation_mode
 from fastrlhf.ppo import loop
 from fastrlhf.ppo.rewards import model_scores
 from fastrlhf.ppo.rollout import Rollout
-from fastrlhf.ppo.stats import UpdateStats
 from fastrlhf.trainers.randomness import random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def try_longest(trainer: PPOTrainer) -> None:
             experience = loop.evaluate(trainer, rollout, scores, ahead)
         with _phase(trainer, "update", prompt):
             rows = torch.arange(args.per_device_train_batch_size, device=args.device)
-            loop.add_gradients(trainer, experience, rows, UpdateStats(), ahead)
+            loop.add_gradients(trainer, experience, rows, trainer.new_stats(), ahead)
             del state
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)

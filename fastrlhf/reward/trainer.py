@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ class RewardTrainer(BaseTrainer):
 
     _tag_names = ("fastrlhf", "reward-trainer")
     checkpoint_name = "reward"
-    ratios = {  # noqa: RUF012
+    ratios: ClassVar = {
         "min_reward": ("least", "batches"),
         "mean_reward": ("rewards", "sequences"),
         "max_reward": ("most", "batches"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ class SFTTrainer(BaseTrainer):
 
     _tag_names = ("fastrlhf", "sft")
     checkpoint_name = "sft"
-    ratios = {  # noqa: RUF012
+    ratios: ClassVar = {
         "entropy": ("entropy", "tokens"),
         "mean_token_accuracy": ("correct", "tokens"),
     }

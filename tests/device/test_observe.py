@@ -9,6 +9,7 @@ from fastrlhf import kernels
 from fastrlhf.device import simulated
 from fastrlhf.device.observe import Cost, host_waits, observing, reason_to_wait
 from fastrlhf.kernels import dispatch
+from fastrlhf.models.one_adapter import scale_of, whole_batch
 
 REWARDS = torch.ones(2, 3)
 MASK = torch.ones(2, 3).bool()
@@ -102,3 +103,11 @@ class TestOnTheSimulatedDevice:
         simulated.free(x)
         with pytest.raises(RuntimeError, match="gae touches memory"):
             dispatch.call("gae", x)
+
+
+def test_an_adapters_constants_are_kept_while_the_same_one_watches():
+    cpu = torch.device("cpu")
+    kept = scale_of(0.5, cpu), whole_batch(3, cpu)
+    assert scale_of(0.5, cpu) is kept[0] and whole_batch(3, cpu) is kept[1]
+    with observing(lambda kernel, args: kernel.run(*args)):
+        assert scale_of(0.5, cpu) is not kept[0] and whole_batch(3, cpu) is not kept[1]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastrlhf.kernels.cpu.rope import rope
-from fastrlhf.kernels.reference.rope_cache import write
+from fastrlhf.kernels.reference import rope_cache as reference
 
 
 def rope_cache(query, key, value, cos, sin, slots, key_cache, value_cache):
     """See `fastrlhf.kernels.rope_cache`."""
-    if cos is None:
-        query = query.clone(memory_format=torch.contiguous_format)
-    else:
+    if cos is not None:
         query, key = rope(query, key, cos, sin, False)
-    write(key, value, slots, key_cache, value_cache)
-    return query
+        reference.write(key, value, slots, key_cache, value_cache)
+        return query
+    return reference.rope_cache(query, key, value, None, None, slots, key_cache, value_cache)

@@ -7,19 +7,7 @@ import triton.language as tl
 
 from fastrlhf.device.launch import launch_triton
 from fastrlhf.kernels.rows import as_rows, as_tokens
-from fastrlhf.kernels.triton.rope import rotate_heads
-
-CONFIGS = [
-    {"num_warps": 1},
-    {"num_warps": 2},
-    {"num_warps": 4},
-    {"num_warps": 8},
-]
-
-
-def choose_config(elements: int) -> dict:
-    """By the elements of a token's queries: sixteen or more a thread, as loads of 16 bytes from both halves need."""
-    return CONFIGS[0 if elements <= 512 else 1 if elements <= 1024 else 2 if elements <= 4096 else 3]
+from fastrlhf.kernels.triton.rope import CONFIGS, choose_config, rotate_heads  # noqa: F401 - read by tests
 
 
 def rope_cache(query, key, value, cos, sin, slots, key_cache, value_cache):
