@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from fastrlhf import cli
 from fastrlhf.device import simulated
@@ -35,6 +36,13 @@ CASES = {
     "nf4, offloaded": replace(BASE, lora_rank=4, base="nf4", device_memory=280_000),
     "lora, offloaded": replace(BASE, lora_rank=4, rows=8, micro_batch=4, device_memory=350_000),
 }
+
+
+def test_transformers_is_as_talkative_afterwards_as_before():
+    before = logging.get_verbosity()
+    assert before < logging.ERROR
+    dry.dry_run(replace(BASE, rows=2, epochs=1, generates=False))
+    assert logging.get_verbosity() == before
 
 
 def measured(job: dry.Job, folder) -> tuple[dry.Books, object]:
